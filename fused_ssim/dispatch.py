@@ -1,0 +1,60 @@
+"""Which backends exist here, why others do not, and which one a tensor takes."""
+
+import torch
+from torch import Tensor
+
+from . import native
+from .options import SSIMOptions
+from .window import KERNEL_TAPS
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+"""In the order of preference; each serves the devices of :func:`unavailable` and the reference serves all."""
+
+
+def unavailable(backend: str, device_type: str, window_size: int = KERNEL_TAPS) -> str | None:
+    """Why ``backend`` cannot serve tensors of ``device_type``, or None where it can."""
+    if backend == "reference":
+        return None
+    if window_size > KERNEL_TAPS:
+        return f"its kernels hold windows up to {KERNEL_TAPS}, got window_size={window_size}"
+    if backend == "cpu":
+        if device_type != "cpu":
+            return f"it serves tensors on 'cpu', got {device_type!r}"
+        return native.error
+    return f"this version of fused_ssim has no {backend} kernels yet"
+
+
+def choose(backend: str | None, x: Tensor, options: SSIMOptions) -> str:
+    """The backend that computes ``x``: the forced one (RuntimeError where it cannot), else the first that can."""
+    if backend is None:
+        for name in BACKENDS:
+            if unavailable(name, x.device.type, options.window_size) is None:
+                return name
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
+    reason = unavailable(backend, x.device.type, options.window_size)
+    if reason is not None:
+        raise RuntimeError(f"backend {backend!r} cannot be used: {reason}")
+    return backend
+
+
+def info() -> dict[str, object]:
+    """What is built, for which torch, and which backend tensors of each device take and why.
+
+    Returns a dict with "version", "torch", "native" (the build facts of the compiled part, or why it is missing) and
+    "backends": for each device type seen here, the backend chosen and the reason why each other one is not.
+    """
+    from . import __version__
+
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    table = {}
+    for device in devices:
+        reasons = {name: unavailable(name, device) for name in BACKENDS}
+        chosen = next(name for name in BACKENDS if reasons[name] is None)
+        table[device] = {"chosen": chosen, "unavailable": {n: r for n, r in reasons.items() if r is not None}}
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "native": native.error or native.build_info(),
+        "backends": table,
+    }

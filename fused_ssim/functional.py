@@ -1,0 +1,374 @@
+"""The public functions: what they mean, their checks, and which backend computes them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import dispatch, ops, reference
+from .options import SSIMOptions, make_options
+
+REDUCTIONS = ("mean", "sum", "sample", "none")
+PYRAMID_REDUCTIONS = (*REDUCTIONS, "level")
+NORMALIZATIONS = (None, "tensor", "sample", "channel")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Exponents = tuple[float, float, float]
+Level = tuple[Tensor, Tensor, Tensor | None]
+"""x, y and the weights of one level; weights None or expanded to the map."""
+
+
+def ssim(
+    x: Tensor,
+    y: Tensor,
+    *,
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    exponents: Exponents = (1.0, 1.0, 1.0),
+    padding: str = "same",
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Structural similarity, ``luminance**alpha * contrast**beta * structure**gamma`` (Wang et al. 2004; docs/math.md).
+
+    Args:
+        x, y: images or feature maps, (N, C, H, W) or (C, H, W), any strides, of one shape, device and dtype (float16,
+            bfloat16, float32 or float64; 16-bit inputs are computed in float32). Both are differentiable.
+        data_range: L, the span of the values (1 for [0, 1], 255 for 8-bit images); > 0.
+        window_size: side of the Gaussian window in pixels, odd. Up to 11 in the kernels, above by the reference.
+        sigma: standard deviation of the window in pixels; > 0.
+        k1, k2: stabilisers, C1 = (k1 L)^2 and C2 = (k2 L)^2, C3 = C2 / 2; > 0.
+        exponents: (alpha, beta, gamma) >= 0 of luminance, contrast and structure. Except for the exponents 0 and 1 a
+            component below 1e-4 counts as 1e-4, with zero gradient (where beta == gamma: the product of contrast and
+            structure), so a negative structure under a fractional power is no NaN.
+        padding: "same" (zeros around), "reflect" (mirrored, edge not repeated, folded again where a side is shorter than
+            the window) or "valid" (only whole windows: the map is smaller by window_size - 1).
+        reduction: "mean" or "sum" (scalar), "sample" (mean of each sample, shape (N,)), "none" (the map).
+        weight: weights of the pixels, broadcastable to the map. "mean" and "sample" divide by the sum of the weights
+            (0 where that is 0), "none" gives the weighted map.
+        backend: None chooses by device and availability (see :func:`fused_ssim.info`); "cuda", "triton", "cpu" or
+            "reference" forces one.
+
+    Returns:
+        SSIM in [-1, 1], 1 for identical inputs. Scalars and (N,) are float32 for 16-bit inputs, a map keeps their dtype.
+
+    Raises:
+        ValueError, TypeError: an argument is outside what is said above; the message names it.
+        RuntimeError: the forced backend is not available here; the message says why.
+
+    Example:
+        >>> x, y = torch.rand(2, 3, 64, 64, requires_grad=True), torch.rand(2, 3, 64, 64)
+        >>> (1 - fused_ssim.ssim(x, y)).backward()
+    """
+    options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
+    return _single(x, y, options, _SSIM, reduction, weight, backend)
+
+
+def ssim_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    exponents: Exponents = (1.0, 1.0, 1.0),
+    padding: str = "same",
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``(1 - SSIM) / 2``, in [0, 1] (de Rijk et al. 2022, Eq. 4). Arguments, result and errors as in :func:`ssim`."""
+    options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
+    return _single(x, y, options, _SSIM_LOSS, reduction, weight, backend)
+
+
+def l1_ssim_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    ssim_weight: float = 0.2,
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    exponents: Exponents = (1.0, 1.0, 1.0),
+    padding: str = "same",
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``(1 - w) * |x - y| + w * (1 - SSIM)`` with ``w = ssim_weight``: the photometric loss of 3-D Gaussian splatting.
+
+    Both terms come from one pass (Kerbl et al. 2023, Eq. 7). With padding="valid" the L1 term is still the mean over all
+    pixels and the SSIM term that over the map; "none" and ``weight`` then have no common shape and are refused.
+    Other arguments, result and errors as in :func:`ssim`; ssim_weight in [0, 1].
+    """
+    if isinstance(ssim_weight, bool) or not isinstance(ssim_weight, (int, float)):
+        raise TypeError(f"ssim_weight must be a number in [0, 1], got {type(ssim_weight).__name__}")
+    if not 0.0 <= ssim_weight <= 1.0:
+        raise ValueError(f"ssim_weight must be a number in [0, 1], got {ssim_weight}")
+    options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
+    if padding == "valid" and (weight is not None or reduction == "none"):
+        what = "weight" if weight is not None else "reduction='none'"
+        raise ValueError(f"padding='valid' cannot be used with {what} here: the L1 and SSIM maps differ in size")
+    w = float(ssim_weight)
+    return _single(x, y, options, _Pixel(w, -w, 1.0 - w), reduction, weight, backend)
+
+
+def ssim_components(
+    x: Tensor,
+    y: Tensor,
+    *,
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    exponents: Exponents = (1.0, 1.0, 1.0),
+    padding: str = "same",
+    reduction: str = "none",
+    weight: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Luminance, contrast and structure, each raised to its exponent: three maps (or their reductions).
+
+    With the default exponents their product is SSIM up to 1e-8 / C2 (the variance epsilon of docs/math.md). Arguments and
+    errors as in :func:`ssim`.
+    """
+    alpha, beta, gamma = make_options(data_range, window_size, sigma, k1, k2, exponents, padding).exponents
+    luminance, contrast, structure = (
+        _single(
+            x,
+            y,
+            make_options(data_range, window_size, sigma, k1, k2, only, padding),
+            _SSIM,
+            reduction,
+            weight,
+            backend,
+        )
+        for only in ((alpha, 0.0, 0.0), (0.0, beta, 0.0), (0.0, 0.0, gamma))
+    )
+    return luminance, contrast, structure
+
+
+def pyramid_ssim_loss(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    *,
+    normalize: str | None = None,
+    detach_range: bool = True,
+    level_weights: Sequence[float] | None = None,
+    data_range: float = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    exponents: Exponents = (1.0, 1.0, 1.0),
+    padding: str = "same",
+    reduction: str = "mean",
+    weight: Sequence[Tensor] | None = None,
+    backend: str | None = None,
+) -> Tensor | list[Tensor]:
+    """The distillation loss of de Rijk et al. (2022), Eq. 3-5: over FPN levels, the sum of the mean ``(1 - SSIM) / 2``.
+
+    Args:
+        xs, ys: one tensor per FPN level (student, teacher), each pair (N, C, H, W) as in :func:`ssim`.
+        normalize: psi of the paper, min-max of x and of y, each on its own, to [0, 1]: None, or over the whole "tensor",
+            each "sample", or each "channel" of each sample. A constant region becomes 0.
+        detach_range: treat minimum and maximum as constants; False lets gradient through them.
+        level_weights: a weight for each level; default 1.
+        reduction: "mean" (scalar); "level" (the L means, weighted by level_weights, not yet summed); "sum"; "sample" (N,);
+            "none" (a list of L maps).
+        weight: a list of L weight tensors, see :func:`ssim`.
+
+    Other arguments, result and errors as in :func:`ssim`.
+    """
+    options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
+    if isinstance(xs, Tensor) or isinstance(ys, Tensor):
+        raise TypeError("xs and ys must be sequences of tensors, one per FPN level, got a single tensor")
+    xs, ys = list(xs), list(ys)
+    if len(xs) != len(ys) or not xs:
+        raise ValueError(f"xs and ys must hold the same number (>= 1) of levels, got {len(xs)} and {len(ys)}")
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}")
+    factors = [1.0] * len(xs) if level_weights is None else [float(f) for f in level_weights]
+    if len(factors) != len(xs):
+        raise ValueError(f"level_weights must hold one number for each of the {len(xs)} levels, got {len(factors)}")
+    weights: list[Tensor | None] = [None] * len(xs) if weight is None else list(weight)
+    if len(weights) != len(xs) or (weight is not None and any(w is None for w in weights)):
+        raise ValueError(f"weight must hold one tensor for each of the {len(xs)} levels, got {len(weights)}")
+    if reduction not in PYRAMID_REDUCTIONS:
+        raise ValueError(f"reduction must be one of {PYRAMID_REDUCTIONS}, got {reduction!r}")
+    if reduction == "sample" and len({x.shape[0] if x.dim() == 4 else 1 for x in xs}) != 1:
+        raise ValueError("reduction='sample' needs the same number of samples in each level of xs")
+    levels = [check_inputs(x, y, w, options) for x, y, w in zip(xs, ys, weights, strict=True)]
+    if len({(x.dtype, x.device) for x, _, _ in levels}) != 1:
+        raise ValueError("the levels of xs must share one dtype and device")
+    backend = dispatch.choose(backend, levels[0][0], options)
+    if normalize is not None and (reduction == "none" or not detach_range):
+        # The kernels normalise inside the reducing pass with constant ranges; whatever else is asked goes through torch.
+        levels = [
+            (reference.min_max(x, normalize, detach_range), reference.min_max(y, normalize, detach_range), weight)
+            for x, y, weight in levels
+        ]
+        normalize = None
+    if reduction == "none":
+        return [f * _map(*level, options, _SSIM_LOSS, backend) for f, level in zip(factors, levels, strict=True)]
+    return _reduce(levels, options, _SSIM_LOSS, factors, reduction, normalize, backend)
+
+
+def check_inputs(
+    x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions
+) -> Level:
+    """Raise TypeError or ValueError unless x, y (and weight) are fit; return them as (N, C, H, W)."""
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        if value.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+        if value.dim() not in (3, 4):
+            raise ValueError(f"{name} must have shape (N, C, H, W) or (C, H, W), got {tuple(value.shape)}")
+    if x.shape != y.shape:
+        raise ValueError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+    if x.device != y.device:
+        raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
+    if x.numel() == 0:
+        raise ValueError(f"x and y must not be empty, got shape {tuple(x.shape)}")
+    if x.dtype != y.dtype:
+        if not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x and y must have the same dtype, got {x.dtype} and {y.dtype}")
+        x, y = x.float(), y.float()
+    if x.dim() == 3:
+        x, y = x.unsqueeze(0), y.unsqueeze(0)
+    shape = list(x.shape)
+    if options.padding == "valid":
+        shape[2] -= options.window_size - 1
+        shape[3] -= options.window_size - 1
+        if shape[2] < 1 or shape[3] < 1:
+            raise ValueError(
+                f"padding='valid' needs H and W of at least window_size={options.window_size}, got {tuple(x.shape)}"
+            )
+    if weight is not None:
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weight must be a torch.Tensor or None, got {type(weight).__name__}")
+        if not (weight.dtype.is_floating_point or weight.dtype in (torch.bool, torch.uint8)):
+            raise TypeError(f"weight must be floating point, bool or uint8, got {weight.dtype}")
+        if weight.device != x.device:
+            raise ValueError(f"weight must be on the device of x, {x.device}, got {weight.device}")
+        try:
+            weight = weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32).expand(shape)
+        except RuntimeError:
+            raise ValueError(f"weight must broadcast to the map {tuple(shape)}, got {tuple(weight.shape)}") from None
+    return x, y, weight
+
+
+class _Pixel(NamedTuple):
+    """What one pixel contributes: ``weight * (offset + slope * SSIM) + l1 * |x - y|``."""
+
+    offset: float
+    slope: float
+    l1: float = 0.0
+
+
+_SSIM = _Pixel(0.0, 1.0)
+_SSIM_LOSS = _Pixel(0.5, -0.5)
+
+
+def _single(
+    x: Tensor,
+    y: Tensor,
+    options: SSIMOptions,
+    pixel: _Pixel,
+    reduction: str,
+    weight: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    level = check_inputs(x, y, weight, options)
+    backend = dispatch.choose(backend, level[0], options)
+    if reduction != "none":
+        return _reduce([level], options, pixel, [1.0], reduction, None, backend)
+    result = _map(*level, options, pixel, backend)
+    return result if x.dim() == 4 else result.squeeze(0)
+
+
+def _map(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions, pixel: _Pixel, backend: str) -> Tensor:
+    result = _ssim_map(x, y, options, backend)
+    if pixel != _SSIM:
+        result = pixel.offset + pixel.slope * result
+    if pixel.l1:
+        result = result + pixel.l1 * (x - y).abs()
+    return result if weight is None else (result * weight).to(x.dtype)
+
+
+def _ssim_map(x: Tensor, y: Tensor, options: SSIMOptions, backend: str) -> Tensor:
+    return reference.ssim_map(x, y, options) if backend == "reference" else ops.ssim_map(x, y, options)
+
+
+def _reduce(
+    levels: list[Level],
+    options: SSIMOptions,
+    pixel: _Pixel,
+    factors: list[float],
+    reduction: str,
+    normalize: str | None,
+    backend: str,
+) -> Tensor:
+    """The reduction over all levels in one operator call (or through maps where no kernel serves)."""
+    per_sample = reduction == "sample"
+    weighted = levels[0][2] is not None
+    pixels = []
+    for factor, (x, _, _) in zip(factors, levels, strict=True):
+        n, c, h, w = x.shape
+        margin = options.window_size - 1 if options.padding == "valid" else 0
+        planes = c if per_sample else n * c
+        # A weighted mean divides by the sum of the weights, which only the device knows: below.
+        map_count = 1 if reduction == "sum" or weighted else planes * (h - margin) * (w - margin)
+        l1_count = map_count if margin == 0 or reduction == "sum" else planes * h * w
+        pixels.append(
+            _Pixel(
+                factor * pixel.offset / map_count, factor * pixel.slope / map_count, factor * pixel.l1 / l1_count
+            )
+        )
+    differentiable_weight = any(weight is not None and weight.requires_grad for _, _, weight in levels)
+    if backend == "reference" or differentiable_weight:
+        if normalize is not None:
+            levels = [
+                (reference.min_max(x, normalize), reference.min_max(y, normalize), weight) for x, y, weight in levels
+            ]
+        values = torch.stack(
+            [
+                _sum_of_map(*level, options, level_pixel, per_sample, backend)
+                for level, level_pixel in zip(levels, pixels, strict=True)
+            ]
+        )
+    else:
+        values = ops.ssim_sums(levels, options, pixels, normalize, per_sample)  # [L] or [L, N]
+    if weighted and reduction != "sum":
+        axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
+        totals = torch.stack([weight.sum(axes) for _, _, weight in levels]).to(values.dtype)
+        values = torch.where(totals == 0, torch.zeros_like(values), values / torch.where(totals == 0, 1.0, totals))
+    return values if reduction == "level" else values.sum(0)
+
+
+def _sum_of_map(
+    x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions, pixel: _Pixel, per_sample: bool, backend: str
+) -> Tensor:
+    axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x, y = x.float(), y.float()
+    values = pixel.offset + pixel.slope * _ssim_map(x, y, options, backend)
+    values = (values if weight is None else values * weight).sum(axes)
+    if pixel.l1:
+        difference = (x - y).abs()
+        values = values + pixel.l1 * (difference if weight is None else difference * weight).sum(axes)
+    return values

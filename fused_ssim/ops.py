@@ -1,0 +1,175 @@
+"""The operators: schemas, shapes for tracing, and gradients. Kernels register themselves under these names (csrc/).
+
+``ssim_sums``    values and gradients of a whole pyramid in one pass; backward only scales the saved gradients.
+``ssim_map``     the map of one pair; ``ssim_map_backward`` recomputes what it needs from x and y.
+``scale_``       multiplies gradients in place by a factor that stays on its device, and leaves at once where it is 1.
+"""
+
+import torch
+from torch import Tensor
+
+from .options import SSIMOptions
+from .window import kernel_taps
+
+_DEFINITION = "float[] taps, float[] exponents, float c1, float c2, float data_range, str padding, int window_size"
+
+_library = torch.library.Library("fused_ssim", "DEF")
+_library.define(
+    "ssim_sums(Tensor[] x, Tensor[] y, Tensor[] weight, float[] offset, float[] slope, float[] l1, float[] grad_scale, "
+    f"{_DEFINITION}, str normalize, bool per_sample, bool grad_x, bool grad_y) -> (Tensor, Tensor[], Tensor[])"
+)
+_library.define(f"ssim_map(Tensor x, Tensor y, {_DEFINITION}) -> Tensor")
+_library.define(
+    f"ssim_map_backward(Tensor grad, Tensor x, Tensor y, {_DEFINITION}, bool grad_x, bool grad_y) -> (Tensor, Tensor)"
+)
+_library.define("scale_(Tensor(a!)[] grads, Tensor factor, float[] divisor) -> ()")
+
+
+def _definition(options: SSIMOptions) -> tuple[list[float], list[float], float, float, float, str, int]:
+    return (
+        kernel_taps(options.window_size, options.sigma),
+        list(options.exponents),
+        options.k1**2,
+        options.k2**2,
+        options.data_range,
+        options.padding,
+        options.window_size,
+    )
+
+
+def ssim_map(x: Tensor, y: Tensor, options: SSIMOptions) -> Tensor:
+    """The SSIM map of x and y (N, C, H, W), in their dtype; differentiable once."""
+    return torch.ops.fused_ssim.ssim_map(x, y, *_definition(options))
+
+
+def ssim_sums(
+    levels: list[tuple[Tensor, Tensor, Tensor | None]],
+    options: SSIMOptions,
+    pixels: list[tuple[float, float, float]],
+    normalize: str | None,
+    per_sample: bool,
+) -> Tensor:
+    """For each level the sum over pixels of ``weight * (offset + slope * SSIM) + l1 * |x - y|``, (L,) or (L, N).
+
+    pixels holds (offset, slope, l1) of each level. Differentiable once with respect to x and y.
+    """
+    xs, ys = [level[0] for level in levels], [level[1] for level in levels]
+    weights = [level[2] for level in levels if level[2] is not None]
+    offset, slope, l1 = (list(column) for column in zip(*pixels, strict=True))
+    grad_scale = [1.0] * len(levels)
+    if xs[0].dtype == torch.float16:
+        # The gradient of a mean underflows in float16, so that of a sum is saved, and the upstream factor divided.
+        grad_scale = [1.0 / max(abs(s), abs(a), 1e-30) for s, a in zip(slope, l1, strict=True)]
+    enabled = torch.is_grad_enabled()
+    values, _, _ = torch.ops.fused_ssim.ssim_sums(
+        xs,
+        ys,
+        weights,
+        offset,
+        slope,
+        l1,
+        grad_scale,
+        *_definition(options),
+        normalize or "",
+        per_sample,
+        enabled and any(x.requires_grad for x in xs),
+        enabled and any(y.requires_grad for y in ys),
+    )
+    return values
+
+
+def _value_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("fused_ssim::ssim_sums", lib=_library)
+def _(x, y, weight, offset, slope, l1, grad_scale, *rest):
+    per_sample, grad_x, grad_y = rest[-3:]
+    shape = (len(x), x[0].shape[0]) if per_sample else (len(x),)
+    values = x[0].new_empty(shape, dtype=_value_dtype(x[0]))
+    return (
+        values,
+        [torch.empty_like(t) for t in x] if grad_x else [],
+        [torch.empty_like(t) for t in y] if grad_y else [],
+    )
+
+
+@torch.library.register_fake("fused_ssim::ssim_map", lib=_library)
+def _(x, y, taps, exponents, c1, c2, data_range, padding, window_size):
+    n, c, h, w = x.shape
+    margin = window_size - 1 if padding == "valid" else 0
+    return x.new_empty((n, c, h - margin, w - margin))
+
+
+@torch.library.register_fake("fused_ssim::ssim_map_backward", lib=_library)
+def _(grad, x, y, *rest):
+    grad_x, grad_y = rest[-2:]
+    return (
+        torch.empty_like(x) if grad_x else x.new_empty((0,)),
+        torch.empty_like(y) if grad_y else y.new_empty((0,)),
+    )
+
+
+@torch.library.register_fake("fused_ssim::scale_", lib=_library)
+def _(grads, factor, divisor):
+    return None
+
+
+def _refuse_double_backward() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "fused_ssim: the compiled kernels have no second derivative; pass backend='reference' for create_graph=True"
+        )
+
+
+def _keeps_graph() -> bool:
+    """Whether the running backward was called with retain_graph, so that saved tensors must stay as they are."""
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if keeps is None else bool(keeps())
+
+
+def _sums_setup_context(ctx, inputs, output):
+    x, grad_scale = inputs[0], inputs[6]
+    _, grads_x, grads_y = output
+    ctx.save_for_backward(*grads_x, *grads_y)
+    ctx.levels, ctx.grad_scale = len(x), list(grad_scale)
+    ctx.has_x, ctx.has_y, ctx.inputs = bool(grads_x), bool(grads_y), len(inputs)
+
+
+def _sums_backward(ctx, grad_values, *_):
+    _refuse_double_backward()
+    divisor = ctx.grad_scale * (int(ctx.has_x) + int(ctx.has_y))
+    saved = list(ctx.saved_tensors)
+    factor = torch.cat([grad_values] * (int(ctx.has_x) + int(ctx.has_y))) if ctx.has_x and ctx.has_y else grad_values
+    if all(type(grad) is Tensor for grad in saved):
+        # A new alias of each saved gradient, so that autograd can adopt it as .grad instead of copying it.
+        grads = [grad.clone() if _keeps_graph() else grad.detach() for grad in saved]
+        torch.ops.fused_ssim.scale_(grads, factor, divisor)
+    else:  # being traced: let the compiler fuse the product
+        shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
+        grads = [
+            (grad * (factor[i].reshape(shape) / divisor[i])).to(grad.dtype) for i, grad in enumerate(saved)
+        ]
+    grads_x = grads[: ctx.levels] if ctx.has_x else [None] * ctx.levels
+    grads_y = grads[-ctx.levels :] if ctx.has_y else [None] * ctx.levels
+    return grads_x, grads_y, *[None] * (ctx.inputs - 2)
+
+
+def _map_setup_context(ctx, inputs, output):
+    x, y, *definition = inputs
+    ctx.save_for_backward(x, y)
+    ctx.definition = definition
+
+
+def _map_backward(ctx, grad):
+    _refuse_double_backward()
+    x, y = ctx.saved_tensors
+    need_x, need_y = ctx.needs_input_grad[:2]
+    grad_x, grad_y = torch.ops.fused_ssim.ssim_map_backward(grad, x, y, *ctx.definition, need_x, need_y)
+    return grad_x if need_x else None, grad_y if need_y else None, *[None] * len(ctx.definition)
+
+
+torch.library.register_autograd(
+    "fused_ssim::ssim_sums", _sums_backward, setup_context=_sums_setup_context, lib=_library
+)
+torch.library.register_autograd("fused_ssim::ssim_map", _map_backward, setup_context=_map_setup_context, lib=_library)

@@ -1,0 +1,29 @@
+"""Gaussian window taps and the border rule that every backend shares."""
+
+import math
+
+KERNEL_TAPS = 11
+"""Taps that the compiled kernels hold: smaller windows are padded with zeros to this length."""
+
+
+def gaussian_taps(window_size: int, sigma: float) -> list[float]:
+    """The ``window_size`` taps of a normalised Gaussian, in double precision (they sum to 1)."""
+    radius = window_size // 2
+    taps = [math.exp(-((i - radius) ** 2) / (2.0 * sigma * sigma)) for i in range(window_size)]
+    total = sum(taps)
+    return [tap / total for tap in taps]
+
+
+def kernel_taps(window_size: int, sigma: float) -> list[float]:
+    """The taps, padded with zeros on both sides to ``KERNEL_TAPS``."""
+    margin = [0.0] * ((KERNEL_TAPS - window_size) // 2)
+    return margin + gaussian_taps(window_size, sigma) + margin
+
+
+def reflect_index(position: int, length: int) -> int:
+    """The pixel that stands at ``position`` when a line of ``length`` pixels is mirrored, edge not repeated, as often as needed."""
+    if length == 1:
+        return 0
+    period = 2 * (length - 1)
+    position %= period
+    return position if position < length else period - position
