@@ -1,5 +1,6 @@
 """Loads the compiled part, ``fused_ssim._C``, and keeps the reason where that fails."""
 
+import importlib
 import warnings
 
 error: str | None = None
@@ -7,7 +8,7 @@ error: str | None = None
 
 try:
     # Importing the module registers its kernels with torch's dispatcher.
-    from . import _C
+    _C = importlib.import_module("fused_ssim._C")
 except ImportError as failure:
     _C = None  # type: ignore[assignment]
     error = f"the compiled part is missing ({failure}); install with a C++ compiler present: pip install ."

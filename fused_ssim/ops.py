@@ -133,7 +133,8 @@ def _sums_setup_context(ctx, inputs, output):
     _, grads_x, grads_y = output
     ctx.save_for_backward(*grads_x, *grads_y)
     ctx.levels, ctx.grad_scale = len(x), list(grad_scale)
-    ctx.has_x, ctx.has_y, ctx.inputs = bool(grads_x), bool(grads_y), len(inputs)
+    ctx.has_x, ctx.has_y = bool(grads_x), bool(grads_y)
+    ctx.weights, ctx.other_inputs = len(inputs[2]), len(inputs) - 3
 
 
 def _sums_backward(ctx, grad_values, *_):
@@ -152,7 +153,7 @@ def _sums_backward(ctx, grad_values, *_):
         ]
     grads_x = grads[: ctx.levels] if ctx.has_x else [None] * ctx.levels
     grads_y = grads[-ctx.levels :] if ctx.has_y else [None] * ctx.levels
-    return grads_x, grads_y, *[None] * (ctx.inputs - 2)
+    return grads_x, grads_y, [None] * ctx.weights, *[None] * ctx.other_inputs
 
 
 def _map_setup_context(ctx, inputs, output):

@@ -1,0 +1,38 @@
+// The CPU kernel's driver: cuts levels into units, hands them to threads, adds up in a fixed order.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../ssim_params.h"
+
+namespace ssim {
+
+// How a level of (planes, h, w) is cut: a pure function of the shape, so that results never depend on the threads.
+struct CpuPlan {
+  int64_t strips, bands;  // columns and rows of units in a plane
+};
+CpuPlan plan_cpu(int64_t planes, int64_t h, int64_t w);
+
+// Threads to share work with.
+struct Parallel {
+  int64_t threads = 1;
+  // Runs task(0) ... task(count - 1), each once.
+  std::function<void(int64_t count, const std::function<void(int64_t)>& task)> run;
+};
+
+// Computes the levels. The sum of level l (sample n) goes to values[l * samples + n], where samples is N for per_sample,
+// else 1; values may be null. Every x and y of the call has one dtype.
+void run_cpu(const Problem& problem, std::vector<Level> levels, bool per_sample, double* values,
+             const Parallel& parallel);
+
+// Instruction sets that are compiled in and that this processor has, the preferred one first.
+std::vector<std::string> cpu_instruction_sets();
+
+// Uses only this instruction set from now on (for tests); an empty name goes back to the preferred one. False where the
+// processor lacks it.
+bool set_cpu_instruction_set(const std::string& name);
+
+}  // namespace ssim

@@ -1,0 +1,88 @@
+"""What a run does besides training: checkpoints, the student's own file, a clean stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from kd.training import student_state
+
+
+def checkpoints(directory: str | Path, every_n_steps: int = 500) -> list[ModelCheckpoint]:
+    """Checkpoints in ``directory``: ``best.ckpt`` by AP; ``last.ckpt`` every ``every_n_steps`` steps, after every
+    validation, and when a run is stopped. ``--ckpt_path last`` goes on from the newest."""
+    common: dict[str, Any] = {"dirpath": str(directory), "enable_version_counter": False}
+    return [
+        ModelCheckpoint(filename="best", monitor="AP", mode="max", save_on_train_epoch_end=False, **common),
+        ModelCheckpoint(filename="last", every_n_train_steps=every_n_steps, save_on_exception=True, **common),
+        ModelCheckpoint(filename="last_epoch", save_on_train_epoch_end=True, **common),
+    ]
+
+
+class StudentWeights(Callback):
+    """Writes the student's weights alone, best and last, when a run ends: ``student_best.pth``, ``student_last.pth``.
+
+    They load into the plain torchvision model: ``model.load_state_dict(torch.load(path, weights_only=True))``.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        super().__init__()
+        self.directory = Path(directory)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        save_atomically(pl_module.student.state_dict(), self.directory / "student_last.pth")
+        for callback in trainer.checkpoint_callbacks:
+            best = getattr(callback, "best_model_path", "")
+            if getattr(callback, "monitor", None) == "AP" and best:
+                checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+                save_atomically(student_state(checkpoint), self.directory / "student_best.pth")
+
+
+class StopOnInterrupt(Callback):
+    """Ctrl-C ends the run after the current step, so that the checkpoint then written is a consistent one.
+
+    A second Ctrl-C stops at once. With several processes Lightning's own handling stays in place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = False
+        self._previous: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size == 1:
+            self._previous = signal.signal(signal.SIGINT, self._ask)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
+def save_atomically(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write ``state`` so that ``path`` holds all of it or is not touched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""The paper's loss: de Rijk et al., "Structural Knowledge Distillation for Object Detection", NeurIPS 2022, section 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import fused_ssim
+from kd.losses.base import FeatureLoss
+from kd.losses.rescale import Axes, check_axes, min_max
+
+
+class SSIMFeatureLoss(FeatureLoss):
+    """mean (1 - SSIM(psi(S), psi(T))) / 2 per level, in [0, 1], with SSIM = l^alpha * c^beta * s^gamma.
+
+    Args:
+        normalize: axes of the min-max rescaling psi: "tensor", "sample", "channel" (per sample and channel), or None. The
+            paper leaves the axes open; "channel" keeps a few large activations from pushing the variance of all other
+            channels below SSIM's constants.
+        detach_range: treat the rescaling's minimum and maximum as constants in the gradient.
+        window_size, sigma: Gaussian window in pixels; 11 and 1.5 in the paper.
+        k1, k2: SSIM's constants; .01 and .03 in the paper.
+        exponents: (alpha, beta, gamma) of luminance, contrast and structure.
+        padding: "reflect" is what kornia, and so the paper's code, does; "same" pads with zeros.
+        data_range: value range of the rescaled features.
+        backend: forces an SSIM backend; see ``fused_ssim``.
+    """
+
+    def __init__(
+        self,
+        *,
+        normalize: Axes | None = "channel",
+        detach_range: bool = True,
+        window_size: int = 11,
+        sigma: float = 1.5,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        exponents: Sequence[float] = (1.0, 1.0, 1.0),
+        padding: str = "reflect",
+        data_range: float = 1.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_axes(normalize)
+        self.normalize, self.detach_range = normalize, detach_range
+        self.ssim_options = {
+            "data_range": data_range,
+            "window_size": window_size,
+            "sigma": sigma,
+            "k1": k1,
+            "k2": k2,
+            "exponents": tuple(exponents),
+            "padding": padding,
+            "backend": backend,
+        }
+        # A wrong option shows now, not in the first training step.
+        sample = torch.zeros(1, 1, window_size, window_size)
+        fused_ssim.ssim_loss(sample, sample, **{**self.ssim_options, "backend": None})
+
+    def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+        return fused_ssim.pyramid_ssim_loss(
+            list(students),
+            list(teachers),
+            normalize=self.normalize,
+            detach_range=self.detach_range,
+            reduction="level",
+            **self.ssim_options,
+        )
+
+    @torch.no_grad()
+    def components(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+        """Mean luminance, contrast and structure of every level, [L, 3], without gradient; 1 is equality."""
+        options = {**self.ssim_options}
+        rows = []
+        for student, teacher in zip(students, teachers, strict=True):
+            pair = (min_max(x, self.normalize) for x in (student, teacher))
+            rows.append(torch.stack([part.mean() for part in fused_ssim.ssim_components(*pair, **options)]))
+        return torch.stack(rows)

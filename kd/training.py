@@ -1,0 +1,185 @@
+"""The LightningModule that trains a student, with or without a teacher."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from kd.distiller import Adapters, distill
+from kd.evaluation import CocoEvaluator
+from kd.models import DetectorConfig, build
+from kd.optimization import OptimizerConfig, ScheduleConfig
+from kd.sampling import GroupedBatchSampler
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss is NaN or infinite; the message names the images."""
+
+
+class DetectionTraining(pl.LightningModule):
+    """Trains ``student`` on COCO targets and, with a teacher, on the teacher's FPN features.
+
+    Args:
+        student: the detector to train.
+        teacher: the detector to learn from; None trains plainly, as ``loss="none"`` does.
+        loss: "ssim", "l1", "l2", "pkd", "cwd" or "none".
+        weight: lambda, the weight of the distillation loss (the paper: 2 to 4).
+        loss_options: options of the loss, see :mod:`kd.losses`.
+        adapters: "auto", "always" or "never", see :class:`kd.Distiller`.
+        level_map: student FPN level -> teacher FPN level where their names differ.
+        optimizer, schedule: how to optimise.
+        seed: seed of what happens at random in a step (proposal sampling, multi-scale sizes). A step's randomness depends
+            on this, the epoch and the batch only, so a resumed run equals an uninterrupted one.
+        log_components_every: steps between two measurements of SSIM's components per level; 0 for never.
+        class_metrics: also report AP per class.
+    """
+
+    def __init__(
+        self,
+        student: DetectorConfig,
+        teacher: DetectorConfig | None = None,
+        *,
+        loss: str = "ssim",
+        weight: float = 4.0,
+        loss_options: dict[str, Any] | None = None,
+        adapters: Adapters = "auto",
+        level_map: dict[str, str] | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        seed: int = 0,
+        log_components_every: int = 0,
+        class_metrics: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student_config, self.teacher_config = student, teacher
+        if teacher is None:
+            loss = "none"
+        self.distiller = distill(
+            build(student),
+            build(teacher) if loss != "none" and weight > 0 else None,
+            loss,
+            weight,
+            adapters=adapters,
+            level_map=level_map,
+            **(loss_options or {}),
+        )
+        self.optimizer_config, self.schedule_config = optimizer, schedule
+        self.seed, self.log_components_every = seed, log_components_every
+        self.class_metrics = class_metrics
+        self.evaluator = CocoEvaluator()
+        # Plain containers: a checkpoint has to be readable with weights_only=True.
+        self.save_hyperparameters(
+            {"student": asdict(student), "teacher": asdict(teacher) if teacher else None, "loss": loss, "weight": weight}
+        )
+
+    @property
+    def student(self) -> torch.nn.Module:
+        """The detector being trained."""
+        return self.distiller.student
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections of the student, which must be in evaluation mode."""
+        return self.student(images)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        optimizer = self.optimizer_config.build(self.distiller)
+        scheduler = self.schedule_config.build(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "trainer.use_distributed_sampler: set it to False; the data module distributes the images itself"
+            )
+        self._check_labels("train")
+
+    def on_train_start(self) -> None:
+        # A resumed run goes on behind the batches of this epoch that it has already seen.
+        seen = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        sampler = getattr(self.trainer.train_dataloader, "batch_sampler", None)
+        if isinstance(sampler, GroupedBatchSampler):
+            sampler.skip = seen % int(self.trainer.num_training_batches)
+            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        torch.manual_seed(self._step_seed(batch_idx))
+        every = self.log_components_every
+        self.distiller.log_components = every > 0 and batch_idx % every == 0
+        losses = self.distiller(images, targets)
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            raise NonFiniteLossError(
+                f"epoch {self.current_epoch}, batch {batch_idx}: "
+                + ", ".join(f"{name} is {float(value)}" for name, value in losses.items())
+                + f"; image ids {[int(target['image_id']) for target in targets]}. Lower optimizer.lr, clip gradients "
+                "(trainer.gradient_clip_val) or look at these images' annotations."
+            )
+        size = len(images)
+        self.log("loss", total.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True, batch_size=size)
+        self.log_dict({f"distill/{k}": v for k, v in self.distiller.level_losses.items()}, batch_size=size)
+        for level, parts in self.distiller.level_components.items():
+            names = (f"{part}/{level}" for part in ("luminance", "contrast", "structure"))
+            self.log_dict(dict(zip(names, parts, strict=True)), batch_size=size)
+        return total
+
+    def on_validation_start(self) -> None:
+        self._check_labels("val")
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluator.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, targets = batch
+        self.evaluator.process(self.student(images), targets)
+
+    def on_validation_epoch_end(self) -> None:
+        data = self.trainer.datamodule
+        names = data.val.label_names if self.class_metrics and data is not None else None
+        figures = self.evaluator.evaluate(names)
+        # Equal in every process: each has gathered all images.
+        for name, value in figures.items():
+            self.log(name, torch.tensor(value, device=self.device), prog_bar=name == "AP")
+
+    on_test_start = on_validation_start
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _step_seed(self, batch_idx: int) -> int:
+        seed = (self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx
+        return (seed * 1_000_003 + self.global_rank) % 2**63
+
+    def _check_labels(self, split: str) -> None:
+        dataset = getattr(self.trainer.datamodule, split, None)
+        if dataset is not None and dataset.num_classes > _num_classes(self.student_config):
+            raise ValueError(
+                f"model.student.num_classes: {_num_classes(self.student_config)} is too few for {dataset.annotations}, whose "
+                f"largest label is {dataset.num_classes - 1}; use at least {dataset.num_classes}, or data.labels=contiguous"
+            )
+
+
+def _num_classes(config: DetectorConfig) -> int:
+    return int(config.options.get("num_classes", config.num_classes))
+
+
+def student_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The student's own state dict out of a training checkpoint; it fits the plain torchvision model."""
+    prefix = "distiller.student."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if not state:
+        raise ValueError("checkpoint: no student in it (expected a checkpoint written by kd fit)")
+    return state

@@ -1,0 +1,164 @@
+import json
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from kd.coco import CocoDetection, DataError, Draw
+from kd.data import CocoDataModule
+from kd.sampling import GroupedBatchSampler, aspect_ratio_groups
+
+
+def paths(root, split="train2017"):
+    return root / split, root / "annotations" / f"instances_{split}.json"
+
+
+def edit(root, change, split="train2017"):
+    file = paths(root, split)[1]
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_training_drops_what_can_not_be_learnt(coco_root):
+    data = CocoDetection(*paths(coco_root), training=True)
+    assert [r.image_id for r in data.records] == list(range(11, 18))  # image 10 has no box
+    image, target = data[0]
+    assert image.dtype == torch.float32 and image.shape == (3, 56, 72) and 0 <= image.min() and image.max() <= 1
+    assert len(target["boxes"]) == 1 and target["iscrowd"].tolist() == [0]  # without the crowd and the degenerate box
+    x1, y1, x2, y2 = target["boxes"][0].int().tolist()
+    inside, outside = image[:, y1:y2, x1:x2], image[:, y2 + 1 :, :]
+    assert inside.flatten(1).std(1).max() < 1e-6 and abs(inside.mean() - outside.mean()) > 0.01
+    assert target["labels"].tolist() == [3] and target["image_id"] == 11
+
+
+def test_evaluation_keeps_everything(coco_root):
+    data = CocoDetection(*paths(coco_root, "val2017"))
+    assert len(data) == 8
+    assert data[0][1]["boxes"].shape == (0, 4)
+    target = data[1][1]
+    assert target["iscrowd"].tolist() == [0, 1, 0] and len(target["boxes"]) == 3
+    torch.testing.assert_close(target["area"][1], torch.tensor(216.0))
+    assert type(target["boxes"]) is torch.Tensor
+
+
+def test_labels(coco_root):
+    assert CocoDetection(*paths(coco_root)).num_classes == 8
+    data = CocoDetection(*paths(coco_root), labels="contiguous")
+    assert data.num_classes == 3 and data.label_names == {1: "red", 2: "blue"}
+    assert {int(label) for _, t in data for label in t["labels"]} == {1, 2}
+
+
+def test_boxes_are_clipped_to_the_image(coco_root):
+    edit(coco_root, lambda c: c["annotations"][-1].update(bbox=[-5.0, 10.0, 500.0, 20.0]))
+    data = CocoDetection(*paths(coco_root), training=True)
+    assert data[len(data) - 1][1]["boxes"].tolist() == [[0.0, 10.0, data.records[-1].width, 30.0]]
+
+
+def test_augmentation_is_a_function_of_the_drawn_seed(coco_root):
+    data = CocoDetection(*paths(coco_root), training=True, transform=v2.RandomHorizontalFlip(0.5))
+    state = torch.get_rng_state()
+    results = [data[Draw(0, seed)] for seed in (1, 1, 2, 3, 4, 5)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(results[0][0], results[1][0])
+    plain = CocoDetection(*paths(coco_root), training=True)[0]
+    flipped = [not torch.equal(image, plain[0]) for image, _ in results]
+    assert True in flipped and False in flipped
+    image, target = results[flipped.index(True)]
+    assert torch.equal(image, plain[0].flip(-1))
+    x1, _, x2, _ = plain[1]["boxes"][0]
+    torch.testing.assert_close(target["boxes"][0, [0, 2]], torch.stack([72 - x2, 72 - x1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("categories"), r"instances_train2017.json: no list 'categories'"),
+        (lambda c: c["images"][0].pop("width"), r"an image entry lacks 'width'"),
+        (lambda c: c["annotations"][0].pop("bbox"), r"annotation 1 lacks a usable bbox.*'bbox'"),
+        (lambda c: c["annotations"][0].update(image_id=99), r"annotation 1 belongs to image 99"),
+        (lambda c: c["annotations"][0].update(category_id=5), r"annotation 1 is of category 5"),
+        (lambda c: c["annotations"][0].update(bbox=[0, 0, float("nan"), 2]), r"not finite"),
+        (lambda c: c["images"].append(c["images"][0]), r"image id 10 twice"),
+        (lambda c: c["categories"][0].update(id=0), r"expected ids from 1 on"),
+    ],
+)
+def test_wrong_annotations_name_the_file(coco_root, change, message):
+    edit(coco_root, change)
+    with pytest.raises(DataError, match=message):
+        CocoDetection(*paths(coco_root))
+
+
+def test_missing_and_corrupt_files_name_themselves(coco_root):
+    images, annotations = paths(coco_root)
+    with pytest.raises(DataError, match="nowhere.json: no such annotation file"):
+        CocoDetection(images, coco_root / "nowhere.json")
+    with pytest.raises(DataError, match="nowhere: no such image folder"):
+        CocoDetection(coco_root / "nowhere", annotations)
+    (images / "000000000012.png").unlink()
+    with pytest.raises(DataError, match=r"1 of the images .* are missing, e.g. 000000000012.png"):
+        CocoDetection(images, annotations)
+    (images / "000000000012.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(DataError, match=r"000000000012.png: can not be read as an image"):
+        CocoDetection(images, annotations)[2]
+    edit(coco_root, lambda c: c["images"][1].update(width=100))
+    with pytest.raises(DataError, match=r"000000000011.png: the image is 72x56 .* says 100x56"):
+        CocoDetection(images, annotations)[1]
+    annotations.write_text("{")
+    with pytest.raises(DataError, match=r"instances_train2017.json: not valid JSON"):
+        CocoDetection(images, annotations)
+    with pytest.raises(DataError, match="no such folder; data.root"):
+        CocoDataModule(str(coco_root / "nowhere")).setup()
+
+
+def drawn(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_batches_are_grouped_seeded_and_cover_the_data():
+    groups = aspect_ratio_groups([0.75] * 20 + [1.5] * 20)
+    assert len(set(groups)) == 2
+    sampler = GroupedBatchSampler(groups, 4, seed=5)
+    first = drawn(sampler, 0)
+    assert len(first) == len(sampler) == 10
+    assert all(len({groups[d.index] for d in b}) == 1 for b in first)
+    assert sorted(d.index for b in first for d in b) == list(range(40))
+    assert first == drawn(GroupedBatchSampler(groups, 4, seed=5), 0)
+    assert first != drawn(sampler, 1) and first != drawn(GroupedBatchSampler(groups, 4, seed=6), 0)
+    fixed = GroupedBatchSampler(groups, 4, seed=5, reshuffle=False)
+    assert drawn(fixed, 0) == drawn(fixed, 1) == first
+
+
+def test_processes_share_the_batches_of_one_process():
+    groups = [0] * 13 + [1] * 10
+    whole = drawn(GroupedBatchSampler(groups, 4, seed=1), 3)
+    parts = [drawn(GroupedBatchSampler(groups, 2, seed=1, rank=r, world_size=2), 3) for r in (0, 1)]
+    assert len(whole) == 5
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+
+
+def test_skipped_batches_are_the_first_of_one_epoch():
+    sampler = GroupedBatchSampler([0] * 12, 3, seed=1)
+    whole = drawn(sampler, 0)
+    sampler.skip = 3
+    assert drawn(sampler, 0) == whole[3:]
+    assert drawn(sampler, 0) == whole
+    with pytest.raises(ValueError, match="needs 16 training images, the data set has 12"):
+        GroupedBatchSampler([0] * 12, 8, world_size=2)
+
+
+def test_data_module(coco_root):
+    loaded = {}
+    for workers in (0, 2):
+        module = CocoDataModule(str(coco_root), batch_size=2, workers=workers, eval_batch_size=3)
+        module.setup()
+        batches = list(module.train_dataloader())
+        assert len(batches) == 3
+        loaded[workers] = batches
+        assert [len(images) for images, _ in module.val_dataloader()] == [3, 3, 2]
+    for (images, targets), (others, other_targets) in zip(loaded[0], loaded[2], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(images, others, strict=True))
+        assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, other_targets, strict=True))
+    with pytest.raises(ValueError, match="flip: got 2"):
+        CocoDataModule(str(coco_root), flip=2)

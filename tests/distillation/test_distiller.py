@@ -1,0 +1,213 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+import kd
+from kd.taps import tapped
+
+
+def with_random_norms(model):
+    """Frozen batch norm that is not the identity, so that a wrong mode or missing layer shows."""
+    generator = torch.Generator().manual_seed(3)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "bias")):
+            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def pair(detector_name, make_detector):
+    return make_detector(detector_name), with_random_norms(make_detector(detector_name, backbone="resnet18"))
+
+
+@pytest.mark.parametrize("loss", ["ssim", "l1", "l2", "pkd", "cwd"])
+def test_student_losses_are_untouched_and_gradients_reach_the_backbone(pair, batch, loss):
+    student, teacher = pair
+    student.train()
+    torch.manual_seed(1)
+    plain = student(*batch)
+    model = kd.distill(student, teacher, loss=loss, weight=2.0)
+    torch.manual_seed(1)
+    losses = model(*batch)
+    assert set(losses) == {*plain, "loss_distill"}
+    for name in plain:
+        torch.testing.assert_close(losses[name], plain[name])
+    losses["loss_distill"].backward()
+    stem = next(student.backbone.parameters())
+    assert stem.grad is not None and stem.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.adapters["0"].parameters())
+    total = 2.0 * sum(model.level_losses.values())
+    torch.testing.assert_close(losses["loss_distill"].detach(), total)
+    assert all(not value.requires_grad for value in model.level_losses.values())
+
+
+def test_none_is_plain_training_and_runs_no_teacher(pair, batch):
+    student, teacher = pair
+    student.train()
+    torch.manual_seed(1)
+    plain = student(*batch)
+    for model in (
+        kd.distill(student, None, loss="none"),
+        kd.distill(student, teacher, loss="ssim", weight=0.0),
+    ):
+        torch.manual_seed(1)
+        losses = model(*batch)
+        assert list(losses) == list(plain)
+        assert all(torch.equal(losses[name], plain[name]) for name in plain)
+        assert len(model.adapters) == 0
+
+
+def test_self_distillation_gives_zero_loss_and_gradient(detector_name, make_detector, batch):
+    student = with_random_norms(make_detector(detector_name))
+    for loss in ("ssim", "l1", "l2", "pkd", "cwd"):
+        model = kd.distill(student, copy.deepcopy(student), loss=loss).train()
+        assert len(model.adapters) == 0
+        model.zero_grad()
+        distillation = model(*batch)["loss_distill"]
+        assert distillation.abs() < 1e-5, loss
+        distillation.backward()
+        for parameter in student.parameters():
+            assert parameter.grad is None or parameter.grad.abs().max() < 1e-4, loss
+    # The same call with another teacher is far from zero: what is above is no constant.
+    other = kd.distill(student, with_random_norms(make_detector(detector_name, num_classes=5)), loss="ssim").train()
+    assert other(*batch)["loss_distill"] > 0.1
+
+
+def test_identity_adapters_start_at_zero_loss(make_detector, batch):
+    student = with_random_norms(make_detector())
+    model = kd.distill(student, copy.deepcopy(student), adapters="always").train()
+    assert set(model.adapters) == {"0", "1", "2", "p6", "p7"}
+    assert model(*batch)["loss_distill"].abs() < 1e-5
+
+
+def test_teacher_is_no_part_of_the_module(pair):
+    student, teacher = pair
+    model = kd.distill(student, teacher)
+    mine = {id(t) for t in [*model.parameters(), *model.buffers()]}
+    assert not any(id(t) in mine for t in [*teacher.parameters(), *teacher.buffers()])
+    assert not any("teacher" in name for name in [*model.state_dict(), *(n for n, _ in model.named_modules())])
+    assert not any(p.requires_grad for p in teacher.parameters())
+    student.load_state_dict(model.student.state_dict())
+
+
+def test_teacher_stays_in_evaluation_mode_and_follows_to(make_detector, batch):
+    teacher = make_detector(backbone="resnet18", norm="bn")
+    model = kd.distill(make_detector(), teacher)
+    before = {name: value.clone() for name, value in teacher.named_buffers()}
+    model.train()
+    assert model.student.training and not any(m.training for m in teacher.modules())
+    model(*batch)
+    assert all(torch.equal(before[name], value) for name, value in teacher.named_buffers())
+    model.double()
+    assert all(p.dtype == torch.float64 for p in teacher.parameters())
+    model.to("meta")
+    assert all(p.device.type == "meta" for p in teacher.parameters())
+
+
+def test_evaluation_is_the_student(pair, batch):
+    student, teacher = pair
+    model = kd.distill(student, teacher).eval()
+    found, expected = model(batch[0]), student(batch[0])
+    assert [set(f) for f in found] == [set(e) for e in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_one_transform_and_no_teacher_heads(pair, batch, monkeypatch):
+    student, teacher = pair
+    model = kd.distill(student, teacher).train()
+    calls = []
+    for name, module in (("student", student.transform), ("teacher", teacher.transform), ("teacher body", teacher.backbone)):
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    for head in ("head", "rpn", "roi_heads"):
+        if hasattr(teacher, head):
+            getattr(teacher, head).register_forward_hook(lambda *_: calls.append("head"))
+    losses = model(*batch)
+    assert calls == ["student", "teacher body"]
+    assert losses["loss_distill"].requires_grad
+
+
+def test_loss_runs_in_float32_under_autocast(pair, batch):
+    model = kd.distill(*pair).train()
+    seen = []
+    model.feature_loss.register_forward_pre_hook(
+        lambda _, inputs: seen.append(({f.dtype for f in [*inputs[0], *inputs[1]]}, torch.is_autocast_enabled("cpu")))
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(*batch)["loss_distill"].dtype == torch.float32
+    assert seen == [({torch.float32}, False)]
+
+
+def test_hook_is_gone_after_a_step_and_copies_work(pair, batch):
+    model = kd.distill(*pair).train()
+    torch.manual_seed(2)
+    first = model(*batch)["loss_distill"]
+    assert not model.student.backbone._forward_hooks
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.manual_seed(2)
+        assert torch.equal(copied(*batch)["loss_distill"], first)
+        assert copied.teacher is not model.teacher
+
+
+def test_hook_is_gone_after_an_error(pair):
+    backbone = pair[0].backbone
+    with pytest.raises(RuntimeError, match="on purpose"), tapped(backbone):
+        raise RuntimeError("on purpose")
+    assert not backbone._forward_hooks
+
+
+def test_components_are_measured_on_request(pair, batch):
+    model = kd.distill(*pair).train()
+    model(*batch)
+    assert model.level_components == {}
+    model.log_components = True
+    model(*batch)
+    assert set(model.level_components) == set(model.level_losses)
+    assert all(parts.shape == (3,) and not parts.requires_grad for parts in model.level_components.values())
+
+
+def test_adapters(make_detector):
+    narrow, wide = make_detector(), make_detector(fpn_channels=24)
+    adapters = kd.distill(narrow, wide).adapters
+    assert {a.weight.shape for a in adapters.values()} == {(24, 16, 1, 1)} and len(adapters) == 5
+    with pytest.raises(ValueError, match="adapters: 'never'.*16, 24"):
+        kd.distill(narrow, wide, adapters="never")
+    assert len(kd.distill(narrow, make_detector()).adapters) == 0
+    assert len(kd.distill(narrow, make_detector(backbone="resnet18")).adapters) == 5
+    assert len(kd.distill(narrow, make_detector(backbone="resnet18"), adapters="never").adapters) == 0
+
+
+def test_start_up_checks_say_what_differs(make_detector):
+    student = make_detector()
+    with pytest.raises(ValueError, match=r"image_mean is \[0.485.*\[0.0, 0.0, 0.0\] in the teacher"):
+        kd.distill(student, make_detector(image_mean=[0.0, 0.0, 0.0]))
+    with pytest.raises(ValueError, match="level_map.*'pool'.*stride 64"):
+        kd.distill(student, make_detector("faster_rcnn"))
+    with pytest.raises(ValueError, match="'0' and '0' differ in stride"):
+        kd.distill(student, make_detector("faster_rcnn"), level_map={"0": "0"})
+    model = kd.distill(student, make_detector("faster_rcnn"), level_map={"0": "1", "1": "2", "2": "3", "p6": "pool"})
+    assert list(model.level_map) == ["0", "1", "2", "p6"]
+    with pytest.raises(ValueError, match="shares parameters"):
+        kd.distill(student, student)
+    with pytest.raises(ValueError, match="teacher: got None"):
+        kd.distill(student, None)
+    with pytest.raises(TypeError, match="teacher: Linear has no module 'backbone'"):
+        kd.distill(student, torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="loss: got 'huber'"):
+        kd.distill(student, make_detector(), loss="huber")
+    with pytest.raises(ValueError, match="weight: got -1"):
+        kd.distill(student, make_detector(), weight=-1)
+    with pytest.raises(ValueError, match="window"):
+        kd.distill(student, make_detector(), window_size=4)
+
+
+def test_probing_leaves_batch_statistics_and_modes_alone(make_detector):
+    student, teacher = make_detector(norm="bn"), make_detector(norm="bn")
+    student.train()
+    student.backbone.fpn.eval()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    kd.distill(student, teacher)
+    assert student.backbone.body.training and not student.backbone.fpn.training
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
