@@ -32,6 +32,7 @@ class UnitKernel {
   using V = typename Simd<T>::V;
   static constexpr int lanes = kLanes<T>;
   static constexpr bool separate = form == Form::kSeparate;
+  static constexpr int pad = (kRadius + lanes - 1) / lanes * lanes;  // columns of margin on either side of a row
   static constexpr int moments = separate ? 5 : 4;
   static constexpr int maps = sides == 0 ? 0 : sides == 1 ? 3 : separate ? 5 : 4;
 
@@ -92,8 +93,8 @@ class UnitKernel {
   // ---- memory ----
 
   SSIM_INLINE void lay_out() {
-    stride_ = lanes + padded_ + (right_ > width_ ? lanes : 0) + lanes;
-    T* next = static_cast<T*>(call_.workspace->memory) + lanes;
+    stride_ = pad + padded_ + pad;
+    T* next = static_cast<T*>(call_.workspace->memory) + pad;
     const auto rows = [&](int64_t count) {
       T* begin = next;
       next += count * stride_;
@@ -198,7 +199,7 @@ class UnitKernel {
       u[k] = there ? u_row(row) : zero_;
       v[k] = there ? v_row(row) : zero_;
     }
-    const int64_t begin = left_ < 0 ? -lanes : 0;
+    const int64_t begin = left_ < 0 ? -pad : 0;
     for (int64_t j = begin; j < right_; j += lanes) {
       V r[kWindowRows], first, second;
       for (int side = 0; side < 2; ++side) {
@@ -311,10 +312,11 @@ class UnitKernel {
         store(out0 + j, first);
         store(out1 + j, second);
       }
-      if (right_ > width_)  // the moments left values here
-        for (int i = 0; i < 2; ++i) store(filtered_row(i, map) + padded_, V{});
-      if (left_ < 0)
-        for (int i = 0; i < 2; ++i) store(filtered_row(i, map) - lanes, V{});
+      for (int i = 0; i < 2; ++i)  // the moments left values in the margins
+        for (int64_t j = 0; j < pad; j += lanes) {
+          if (left_ < 0) store(filtered_row(i, map) - pad + j, V{});
+          if (right_ > width_) store(filtered_row(i, map) + padded_ + j, V{});
+        }
     }
     if (p_.padding != Padding::kReflect) return;
     for (int i = 0; i < 2; ++i) {
