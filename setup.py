@@ -26,7 +26,7 @@ def extension() -> Extension:
     import pybind11
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    flags = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
+    flags = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized"]
     # The stable ABI of torch 2.11: one binary serves that version and every later one.
     flags.append("-DTORCH_TARGET_VERSION=0x020b000000000000")
     flags += os.environ.get("FUSED_SSIM_CXXFLAGS", "").split()

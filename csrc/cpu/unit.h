@@ -22,10 +22,11 @@ struct Range {
   double low = 0, scale = 1;
 };
 
-// Scratch memory of one thread, and the shape for which its margins are zero.
+// Scratch memory of one thread, and the shape for which its margins are zero and its edge tables made.
 struct Workspace {
   void* memory = nullptr;
   int64_t left = -1, width = -1, right = -1;
+  bool mirror_left = false, mirror_right = false;
 };
 
 // Row copies between a strided tensor of any dtype and a dense row; compiled once, for the baseline.
@@ -47,7 +48,7 @@ struct UnitCall {
 
 constexpr int64_t kStripColumns = 256;   // widest unit in pixels, unless the whole map is at most kWholeColumns wide
 constexpr int64_t kWholeColumns = 320;
-constexpr int64_t kWorkspaceBytes = 1 << 19;  // 127 rows of doubles, kWholeColumns and their margins wide, need 350 KB
+constexpr int64_t kWorkspaceBytes = 1 << 19;  // 127 rows of doubles, kWholeColumns and their margins wide, and the edge tables need 355 KB
 
 // Entry points of one instruction set.
 struct UnitKernels {

@@ -14,9 +14,13 @@ namespace ssim {
 inline namespace SSIM_ISA {
 
 constexpr int kRing = 16;                  // rows held; 12 are in use at a time
+constexpr int kPrefetchRows = 4;
 constexpr int kWindowRows = kTaps + 1;     // rows that two neighbouring results see
 
 SSIM_INLINE int64_t mirrored(int64_t position, int64_t length) {  // reflect_index of fused_ssim/window.py
+  if (position >= 0 && position < length) return position;
+  const int64_t once = position < 0 ? -position : 2 * (length - 1) - position;
+  if (once >= 0 && once < length) return once;  // nearly always, and without a division
   if (length == 1) return 0;
   const int64_t period = 2 * (length - 1);
   position %= period;
@@ -59,8 +63,10 @@ class UnitKernel {
     own1_ = smaller(unit_.col1 - origin_, keep1_);
     mirror_left_ = p_.padding == Padding::kReflect && origin_ == 0;
     mirror_right_ = p_.padding == Padding::kReflect && end == level_.w;
+    left_window_ = (kSources + lanes - 1) / lanes * lanes;
+    right_source_ = larger(0, width_ - kSources);
+    right_window_ = right_source_ / lanes * lanes;
     lay_out();
-    if (mirror_left_ || mirror_right_) make_edges();
   }
 
   SSIM_INLINE UnitSums run() {
@@ -85,6 +91,7 @@ class UnitKernel {
       for (int i = 0; i < 2; ++i)
         if (p + i >= unit_.row0 && p + i < unit_.row1) gradient(p + i, i);
     }
+    flush_sums();
     if (!level_.seed.data) sums_.seed = static_cast<double>(counted_);
     return sums_;
   }
@@ -105,11 +112,18 @@ class UnitKernel {
     filtered_ = rows(2 * 5);
     partial_ = rows(kRing * 5);
     seed_ = rows(1), input_x_ = rows(1), input_y_ = rows(1), output_ = rows(1);
+    next += pad;
+    edges_ = reinterpret_cast<Edges*>(next);
+    next += sizeof(Edges) / sizeof(T);
     Workspace& w = *call_.workspace;
-    if (w.left == left_ && w.width == width_ && w.right == right_) return;
-    // Margins are written by nobody else, and rows keep them zero: only another shape needs this.
+    if (w.left == left_ && w.width == width_ && w.right == right_ && w.mirror_left == mirror_left_ &&
+        w.mirror_right == mirror_right_)
+      return;
+    // Nobody writes other than zeros to margins, and equal units share their edge tables: only another shape needs this.
     __builtin_memset(w.memory, 0, static_cast<size_t>(next - static_cast<T*>(w.memory)) * sizeof(T));
+    if (mirror_left_ || mirror_right_) make_edges();
     w.left = left_, w.width = width_, w.right = right_;
+    w.mirror_left = mirror_left_, w.mirror_right = mirror_right_;
   }
 
   SSIM_INLINE T* u_row(int64_t row) const { return u_ + (row & (kRing - 1)) * stride_; }
@@ -142,8 +156,12 @@ class UnitKernel {
     const T low_y = static_cast<T>(call_.range_y.low), scale_y = static_cast<T>(call_.range_y.scale);
     T *u = u_row(row) + left_, *v = v_row(row) + left_;
     const int64_t count = right_ - left_;
+    // A dense row further down is likely to lie behind this one; a prefetch of nothing does no harm.
+    const int64_t ahead_x = level_.x.stride_h * kPrefetchRows, ahead_y = level_.y.stride_h * kPrefetchRows;
     int64_t j = 0;
     for (; j + lanes <= count; j += lanes) {
+      __builtin_prefetch(x + j + ahead_x);
+      __builtin_prefetch(y + j + ahead_y);
       const V a = (load_unaligned(x + j) - low_x) * scale_x, b = (load_unaligned(y + j) - low_y) * scale_y;
       store_unaligned(u + j, a + b);
       store_unaligned(v + j, a - b);
@@ -236,15 +254,15 @@ class UnitKernel {
       __builtin_memcpy(seed_ + begin, row, static_cast<size_t>(count) * sizeof(T));
       seed = seed_;
     }
-    V sum{}, seeds{};
+    V sum = ssim_sum_, seeds = seed_sum_;
     for (int64_t j = 0; j < width_; j += lanes) {
       V m[moments];
       for (int k = 0; k < moments; ++k) m[k] = filter_row(filtered_row(i, k) + j, taps_);
       if (mirror_left_ && j < left_window_)
-        for (int k = 0; k < moments; ++k) m[k] += edge_terms(gather_left_, filtered_row(i, k), 0, j);
+        for (int k = 0; k < moments; ++k) m[k] += edge_terms(edges_->gather_left, filtered_row(i, k), 0, j);
       if (mirror_right_ && j >= right_window_)
         for (int k = 0; k < moments; ++k)
-          m[k] += edge_terms(gather_right_, filtered_row(i, k), right_source_, j - right_window_);
+          m[k] += edge_terms(edges_->gather_right, filtered_row(i, k), right_source_, j - right_window_);
       Pixel<V> r;
       if constexpr (separate)
         r = separate_pixel(m[0], m[1], m[2], m[3], m[4], constants_);
@@ -280,11 +298,18 @@ class UnitKernel {
       }
     }
     if (own_row && own1_ > own0_) {
-      sums_.ssim += total(sum);
-      sums_.seed += total(seeds);
+      ssim_sum_ = sum, seed_sum_ = seeds;
+      if (++rows_summed_ % kRowsPerSum == 0) flush_sums();
       counted_ += own1_ - own0_;
       if (!sides && level_.map.data) write(level_.map, q - margin_, origin_ + own0_ - margin_, output_ + own0_, own1_ - own0_);
     }
+  }
+
+  // Lanes add few enough pixels in T to stay exact to its last bits, and go on in double.
+  SSIM_INLINE void flush_sums() {
+    sums_.ssim += total(ssim_sum_);
+    sums_.seed += total(seed_sum_);
+    ssim_sum_ = seed_sum_ = V{};
   }
 
   SSIM_INLINE static int clamped(int64_t lane) { return static_cast<int>(larger(0, smaller(lanes, lane))); }
@@ -361,10 +386,10 @@ class UnitKernel {
       V f[maps ? maps : 1];
       for (int k = 0; k < maps; ++k) f[k] = filter_row(filtered_row(i, k) + j, taps_);
       if (mirror_left_ && j < left_window_)
-        for (int k = 0; k < maps; ++k) f[k] += edge_terms(scatter_left_, filtered_row(i, k), 0, j);
+        for (int k = 0; k < maps; ++k) f[k] += edge_terms(edges_->scatter_left, filtered_row(i, k), 0, j);
       if (mirror_right_ && j >= right_window_)
         for (int k = 0; k < maps; ++k)
-          f[k] += edge_terms(scatter_right_, filtered_row(i, k), right_source_, j - right_window_);
+          f[k] += edge_terms(edges_->scatter_right, filtered_row(i, k), right_source_, j - right_window_);
       const V a = load(u + j), b = load(v + j);
       V l1{};
       if (by_l1 != 0) {
@@ -425,22 +450,20 @@ class UnitKernel {
   static constexpr int kSources = kRadius + 1;
   static constexpr int kEdgeLanes = (kSources + 2 * lanes - 2) / lanes * lanes + lanes;
 
+  typedef T Table[kSources][kEdgeLanes];
+  struct Edges {
+    Table gather_left, gather_right, scatter_left, scatter_right;
+  };
+
   SSIM_INLINE void make_edges() {
-    left_window_ = (kSources + lanes - 1) / lanes * lanes;
-    right_source_ = larger(0, width_ - kSources);
-    right_window_ = right_source_ / lanes * lanes;
-    __builtin_memset(gather_left_, 0, sizeof gather_left_);
-    __builtin_memset(gather_right_, 0, sizeof gather_right_);
-    __builtin_memset(scatter_left_, 0, sizeof scatter_left_);
-    __builtin_memset(scatter_right_, 0, sizeof scatter_right_);
     for (int64_t d = 1; d <= kRadius; ++d) {
-      if (mirror_left_) edge_column(-d, gather_left_, scatter_left_, 0, 0);
-      if (mirror_right_) edge_column(width_ - 1 + d, gather_right_, scatter_right_, right_source_, right_window_);
+      if (mirror_left_) edge_column(-d, edges_->gather_left, edges_->scatter_left, 0, 0);
+      if (mirror_right_)
+        edge_column(width_ - 1 + d, edges_->gather_right, edges_->scatter_right, right_source_, right_window_);
     }
   }
 
-  SSIM_INLINE void edge_column(int64_t image, T (*gather)[kEdgeLanes], T (*scatter)[kEdgeLanes], int64_t source,
-                               int64_t window) {
+  SSIM_INLINE void edge_column(int64_t image, Table& gather, Table& scatter, int64_t source, int64_t window) {
     // A unit narrower than its map is wide enough never to be mirrored twice.
     const int64_t column = mirrored(origin_ + image, level_.w) - origin_;
     for (int k = 0; k < kTaps; ++k) {
@@ -451,7 +474,7 @@ class UnitKernel {
     }
   }
 
-  SSIM_INLINE V edge_terms(const T (*table)[kEdgeLanes], const T* row, int64_t source, int64_t window_column) const {
+  SSIM_INLINE V edge_terms(const Table& table, const T* row, int64_t source, int64_t window_column) const {
     V sum{};
     const int count = static_cast<int>(smaller(kSources, width_ - source));
     for (int s = 0; s < count; ++s) sum += load_unaligned(table[s] + window_column) * row[source + s];
@@ -470,14 +493,16 @@ class UnitKernel {
   int64_t keep0_, keep1_;         // columns that are in the map, local
   int64_t own0_, own1_;           // of these, the unit's own
   bool mirror_left_, mirror_right_;
-  int64_t left_window_ = 0, right_window_ = 0, right_source_ = 0;
-  T gather_left_[kSources][kEdgeLanes], gather_right_[kSources][kEdgeLanes];
-  T scatter_left_[kSources][kEdgeLanes], scatter_right_[kSources][kEdgeLanes];
+  int64_t left_window_, right_window_, right_source_;
+  Edges* edges_;
   T taps_[kTaps];
   Constants<T> constants_;
   int64_t stride_;
   T *u_, *v_, *zero_, *filtered_, *partial_, *seed_, *input_x_, *input_y_, *output_;
+  static constexpr int kRowsPerSum = 16;
   UnitSums sums_;
+  V ssim_sum_{}, seed_sum_{};
+  int rows_summed_ = 0;
   int64_t counted_ = 0;
 };
 
