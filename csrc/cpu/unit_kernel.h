@@ -258,11 +258,8 @@ class UnitKernel {
     for (int64_t j = 0; j < width_; j += lanes) {
       V m[moments];
       for (int k = 0; k < moments; ++k) m[k] = filter_row(filtered_row(i, k) + j, taps_);
-      if (mirror_left_ && j < left_window_)
-        for (int k = 0; k < moments; ++k) m[k] += edge_terms(edges_->gather_left, filtered_row(i, k), 0, j);
-      if (mirror_right_ && j >= right_window_)
-        for (int k = 0; k < moments; ++k)
-          m[k] += edge_terms(edges_->gather_right, filtered_row(i, k), right_source_, j - right_window_);
+      if (mirror_left_ && j < left_window_) add_edge(m, edges_->gather_left, i, 0, j);
+      if (mirror_right_ && j >= right_window_) add_edge(m, edges_->gather_right, i, right_source_, j - right_window_);
       Pixel<V> r;
       if constexpr (separate)
         r = separate_pixel(m[0], m[1], m[2], m[3], m[4], constants_);
@@ -322,8 +319,7 @@ class UnitKernel {
       call_.access.store(values, view, offset, count);
   }
 
-  // The vertically filtered partials of rows p and p + 1. The adjoint of mirroring adds what the filter would give to the
-  // mirror images of a row.
+  // The vertically filtered partials of rows p and p + 1.
   SSIM_INLINE void vertical_partials(int64_t p) {
     const T* rows[kWindowRows];
     for (int map = 0; map < maps; ++map) {
@@ -344,26 +340,38 @@ class UnitKernel {
         }
     }
     if (p_.padding != Padding::kReflect) return;
-    for (int i = 0; i < 2; ++i) {
-      if (p + i > kRadius && p + i < level_.h - 1 - kRadius) continue;
-      for (int64_t d = 1; d <= kRadius; ++d) {
-        if (mirrored(-d, level_.h) == p + i) add_image(-d, i);
-        if (mirrored(level_.h - 1 + d, level_.h) == p + i) add_image(level_.h - 1 + d, i);
-      }
-    }
+    for (int i = 0; i < 2; ++i)
+      if (p + i <= kRadius || p + i >= level_.h - 1 - kRadius) mirrored_partials(p + i, i);
   }
 
   SSIM_INLINE const T* partial_or_zero(int64_t row, int map) const {
     return row >= first_row_ && row < end_row_ ? partial_row(row, map) : zero_;
   }
 
-  SSIM_INLINE void add_image(int64_t image, int i) {
-    for (int map = 0; map < maps; ++map) {
-      T* out = filtered_row(i, map);
+  // The same for a row with mirror images: what the filter would give to each of them is added to the row.
+  SSIM_INLINE void mirrored_partials(int64_t row, int i) {
+    T taps[kTaps];
+    for (int k = 0; k < kTaps; ++k) taps[k] = taps_[k];
+    const auto add_image = [&](int64_t image) {
+      if (mirrored(image, level_.h) != row) return;
       for (int k = 0; k < kTaps; ++k) {
-        const T* row = partial_or_zero(image + k - kRadius, map);
-        if (row == zero_) continue;
-        for (int64_t j = 0; j < padded_; j += lanes) store(out + j, load(out + j) + taps_[k] * load(row + j));
+        const int64_t at = image + k - row;  // the tap of `row` that sees what tap k of the image sees
+        if (at >= 0 && at < kTaps) taps[at] += taps_[k];
+      }
+    };
+    for (int64_t d = 1; d <= kRadius; ++d) {
+      add_image(-d);
+      add_image(level_.h - 1 + d);
+    }
+    for (int map = 0; map < maps; ++map) {
+      const T* rows[kTaps];
+      for (int k = 0; k < kTaps; ++k) rows[k] = partial_or_zero(row + k - kRadius, map);
+      T* out = filtered_row(i, map);
+      for (int64_t j = 0; j < padded_; j += lanes) {
+        V sum = taps[0] * load(rows[0] + j);
+#pragma GCC unroll 10
+        for (int k = 1; k < kTaps; ++k) sum += taps[k] * load(rows[k] + j);
+        store(out + j, sum);
       }
     }
   }
@@ -385,11 +393,8 @@ class UnitKernel {
     for (int64_t j = begin / lanes * lanes; j < end; j += lanes) {
       V f[maps ? maps : 1];
       for (int k = 0; k < maps; ++k) f[k] = filter_row(filtered_row(i, k) + j, taps_);
-      if (mirror_left_ && j < left_window_)
-        for (int k = 0; k < maps; ++k) f[k] += edge_terms(edges_->scatter_left, filtered_row(i, k), 0, j);
-      if (mirror_right_ && j >= right_window_)
-        for (int k = 0; k < maps; ++k)
-          f[k] += edge_terms(edges_->scatter_right, filtered_row(i, k), right_source_, j - right_window_);
+      if (mirror_left_ && j < left_window_) add_edge(f, edges_->scatter_left, i, 0, j);
+      if (mirror_right_ && j >= right_window_) add_edge(f, edges_->scatter_right, i, right_source_, j - right_window_);
       const V a = load(u + j), b = load(v + j);
       V l1{};
       if (by_l1 != 0) {
@@ -474,11 +479,14 @@ class UnitKernel {
     }
   }
 
-  SSIM_INLINE V edge_terms(const Table& table, const T* row, int64_t source, int64_t window_column) const {
-    V sum{};
-    const int count = static_cast<int>(smaller(kSources, width_ - source));
-    for (int s = 0; s < count; ++s) sum += load_unaligned(table[s] + window_column) * row[source + s];
-    return sum;
+  // Adds to each of `results`, at a vector `column` lanes into the table, what the border gives it from filtered row i.
+  template <int count>
+  SSIM_INLINE void add_edge(V (&results)[count], const Table& table, int i, int64_t source, int64_t column) const {
+#pragma GCC unroll 6
+    for (int s = 0; s < kSources; ++s) {
+      const V coefficients = load(table[s] + column);
+      for (int k = 0; k < count; ++k) results[k] += coefficients * filtered_row(i, k)[source + s];
+    }
   }
 
   const UnitCall<T>& call_;
