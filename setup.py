@@ -26,7 +26,15 @@ def extension() -> Extension:
     import pybind11
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    flags = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized"]
+    flags = [
+        "-O3",
+        "-std=c++20",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wno-maybe-uninitialized",
+    ]
     # The stable ABI of torch 2.11: one binary serves that version and every later one.
     flags.append("-DTORCH_TARGET_VERSION=0x020b000000000000")
     flags += os.environ.get("FUSED_SSIM_CXXFLAGS", "").split()
@@ -43,7 +51,9 @@ def extension() -> Extension:
 
 
 # Reading metadata or making an sdist must work where torch is not installed.
-building = any(command in sys.argv for command in ("build_ext", "build", "bdist_wheel", "install", "develop", "editable_wheel"))
+building = any(
+    command in sys.argv for command in ("build_ext", "build", "bdist_wheel", "install", "develop", "editable_wheel")
+)
 setup(
     ext_modules=[extension()] if building else [],
     cmdclass={"build_ext": build_extension_command()} if building else {},

@@ -1,6 +1,6 @@
 """Loss + gradient: the fused SSIM loss beside mse_loss and other SSIM packages, interleaved in one run.
 
-    python benchmarks/loss_speed.py [--threads 2] [--rounds 15] [--out benchmarks/results/cpu]
+python benchmarks/loss_speed.py [--threads 2] [--rounds 15] [--out benchmarks/results/cpu]
 """
 
 import argparse
@@ -121,7 +121,9 @@ def main() -> None:
         best = f"{min(known) / medians['fused_ssim']:.1f}" if known else "-"
         lines.append(f"| {shape} | {cells} | {ratios[-1]:.2f} | {best} |")
     mean = math.exp(statistics.fmean(math.log(r) for r in ratios))
-    lines.append(f"\nGeometric mean of fused / mse: {mean:.2f}. {args.threads} threads, medians of {args.rounds} rounds.")
+    lines.append(
+        f"\nGeometric mean of fused / mse: {mean:.2f}. {args.threads} threads, medians of {args.rounds} rounds."
+    )
     table = "\n".join(lines)
     print(table)
 

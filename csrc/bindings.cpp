@@ -17,8 +17,9 @@ PYBIND11_MODULE(_C, m) {
     info["cuda_archs"] = py::list();
     return info;
   });
-  m.def("set_cpu_instruction_set", &ssim::set_cpu_instruction_set, py::arg("name"),
-        "Use only this one of cpu_instruction_sets from now on; '' goes back to the first. False where it is not there.");
+  m.def(
+      "set_cpu_instruction_set", &ssim::set_cpu_instruction_set, py::arg("name"),
+      "Use only this one of cpu_instruction_sets from now on; '' goes back to the first. False where it is not there.");
   m.def(
       "plan_cpu",
       [](int64_t planes, int64_t h, int64_t w) {

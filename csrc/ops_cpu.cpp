@@ -62,7 +62,8 @@ ssim::Level make_level(const Tensor& x, const Tensor& y, const ssim::Problem& p)
     STD_TORCH_CHECK(x.size(i) == y.size(i) && x.size(i) > 0, "fused_ssim: x and y must have one shape, without zeros");
   STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), "fused_ssim: x and y must have one dtype");
   const int64_t margin = p.padding == ssim::Padding::kValid ? 2 * p.window_radius : 0;
-  STD_TORCH_CHECK(level.h > margin && level.w > margin, "fused_ssim: padding='valid' needs H and W of at least the window");
+  STD_TORCH_CHECK(level.h > margin && level.w > margin,
+                  "fused_ssim: padding='valid' needs H and W of at least the window");
   level.x = view_of(x), level.y = view_of(y);
   return level;
 }
@@ -140,9 +141,9 @@ Tensor ssim_map(Tensor x, Tensor y, Doubles taps, Doubles exponents, double c1, 
   return map;
 }
 
-std::tuple<Tensor, Tensor> ssim_map_backward(Tensor grad, Tensor x, Tensor y, Doubles taps, Doubles exponents, double c1,
-                                             double c2, double data_range, std::string padding, int64_t window_size,
-                                             bool grad_x, bool grad_y) {
+std::tuple<Tensor, Tensor> ssim_map_backward(Tensor grad, Tensor x, Tensor y, Doubles taps, Doubles exponents,
+                                             double c1, double c2, double data_range, std::string padding,
+                                             int64_t window_size, bool grad_x, bool grad_y) {
   const ssim::Problem p = make_problem(taps, exponents, c1, c2, data_range, padding, window_size, "");
   ssim::Level level = make_level(x, y, p);
   check_map(grad, level, p, "grad");

@@ -27,10 +27,10 @@ SSIM_HD V splat(S s) {
   return V() + s;
 }
 
-constexpr int kTaps = 11;                   // taps of the Gaussian window; smaller windows are padded with zeros
-constexpr int kRadius = kTaps / 2;          // pixels from the centre of the window to its edge
-constexpr double kVarianceEpsilon = 1e-8;   // see VARIANCE_EPSILON in fused_ssim/options.py
-constexpr double kPowerFloor = 1e-4;        // see POWER_FLOOR in fused_ssim/options.py
+constexpr int kTaps = 11;                  // taps of the Gaussian window; smaller windows are padded with zeros
+constexpr int kRadius = kTaps / 2;         // pixels from the centre of the window to its edge
+constexpr double kVarianceEpsilon = 1e-8;  // see VARIANCE_EPSILON in fused_ssim/options.py
+constexpr double kPowerFloor = 1e-4;       // see POWER_FLOOR in fused_ssim/options.py
 
 // Which closed form an exponent triple allows.
 enum class Form {
@@ -69,12 +69,12 @@ SSIM_HD void power(V b, S e, V& value, V& derivative) {
   }
 }
 
-// Eq. (5)-(8): the form without square roots. d_uv is not touched.
+// Eq. (5)-(8), (11), (12): the form without square roots. d_uv is not touched.
 template <Form form, class V, class S>
 SSIM_HD Pixel<V> paired_pixel(V mu_u, V mu_v, V e_uu, V e_vv, const Constants<S>& k) {
   const V p = mu_u * mu_u, q = mu_v * mu_v;
   const V var_u = Math<V>::maximum(e_uu - p, V()), var_v = Math<V>::maximum(e_vv - q, V());
-  const V a1 = (p - q) * S(0.5) + k.c1, b1 = (p + q) * S(0.5) + k.c1;              // luminance = a1 / b1
+  const V a1 = (p - q) * S(0.5) + k.c1, b1 = (p + q) * S(0.5) + k.c1;                  // luminance = a1 / b1
   const V a2 = (var_u - var_v) * S(0.5) + k.c2, b2 = (var_u + var_v) * S(0.5) + k.c2;  // contrast * structure = a2 / b2
   const V inverse = S(1) / (b1 * b2);
   const V inverse_b1 = inverse * b2, inverse_b2 = inverse * b1;
@@ -99,13 +99,14 @@ SSIM_HD Pixel<V> paired_pixel(V mu_u, V mu_v, V e_uu, V e_vv, const Constants<S>
   }
   r.d_uu = (s_a2 - s_b2) * S(0.5);
   r.d_vv = (s_a2 + s_b2) * S(-0.5);
-  // p and q enter both factors: d/dp = (s_a1 - s_b1) / 2 - d_uu, d/dq = -(s_a1 + s_b1) / 2 - d_vv, and dp/dE[u] = 2 E[u].
+  // p and q enter both factors: d/dp = (s_a1 - s_b1) / 2 - d_uu, d/dq = -(s_a1 + s_b1) / 2 - d_vv, and dp/dE[u] = 2
+  // E[u].
   r.d_u = mu_u * ((s_a1 - s_b1) - r.d_uu * S(2));
   r.d_v = mu_v * ((s_a1 + s_b1) * S(-1) - r.d_vv * S(2));
   return r;
 }
 
-// Eq. (9)-(14): contrast and structure apart, for beta != gamma.
+// Eq. (9)-(12): contrast and structure apart, for beta != gamma.
 template <class V, class S>
 SSIM_HD Pixel<V> separate_pixel(V mu_u, V mu_v, V e_uu, V e_vv, V e_uv, const Constants<S>& k) {
   const S epsilon = S(kVarianceEpsilon), c3 = k.c2 * S(0.5);
@@ -140,7 +141,7 @@ SSIM_HD Pixel<V> separate_pixel(V mu_u, V mu_v, V e_uu, V e_vv, V e_uv, const Co
   return r;
 }
 
-// The gradient by x is G*a + u G*b + v G*c (G* filters the maps a, b, c); that by y has the same form.
+// Eq. (15): the gradient by x is G*a + u G*b + v G*c (G* filters the maps a, b, c).
 template <class V>
 struct Adjoint {
   V a, b, c;
@@ -150,12 +151,6 @@ template <bool separate, class V>
 SSIM_HD Adjoint<V> adjoint_x(const Pixel<V>& d) {
   if constexpr (separate) return {d.d_u + d.d_v, d.d_uu + d.d_uu + d.d_uv, d.d_vv + d.d_vv + d.d_uv};
   return {d.d_u + d.d_v, d.d_uu + d.d_uu, d.d_vv + d.d_vv};
-}
-
-template <bool separate, class V>
-SSIM_HD Adjoint<V> adjoint_y(const Pixel<V>& d) {
-  if constexpr (separate) return {d.d_u - d.d_v, d.d_uu + d.d_uu - d.d_uv, d.d_uv - d.d_vv - d.d_vv};
-  return {d.d_u - d.d_v, d.d_uu + d.d_uu, -(d.d_vv + d.d_vv)};
 }
 
 }  // namespace ssim

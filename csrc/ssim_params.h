@@ -30,11 +30,11 @@ struct Level {
 };
 
 struct Problem {
-  double taps[kTaps] = {};     // symmetric, sum 1
+  double taps[kTaps] = {};  // symmetric, sum 1
   double alpha = 1, beta = 1, gamma = 1;
-  double c1 = 0, c2 = 0;       // k1^2, k2^2
+  double c1 = 0, c2 = 0;  // k1^2, k2^2
   double data_range = 1;
-  int window_radius = kRadius; // "valid" leaves out this many pixels on each side
+  int window_radius = kRadius;  // "valid" leaves out this many pixels on each side
   Padding padding = Padding::kSame;
   Normalize normalize = Normalize::kNone;
 

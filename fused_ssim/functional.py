@@ -1,5 +1,6 @@
 """The public functions: what they mean, their checks, and which backend computes them."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -199,19 +200,22 @@ def pyramid_ssim_loss(
         raise ValueError(f"xs and ys must hold the same number (>= 1) of levels, got {len(xs)} and {len(ys)}")
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}")
-    factors = [1.0] * len(xs) if level_weights is None else [float(f) for f in level_weights]
-    if len(factors) != len(xs):
-        raise ValueError(f"level_weights must hold one number for each of the {len(xs)} levels, got {len(factors)}")
+    factors = _level_factors(level_weights, len(xs))
+    if isinstance(weight, Tensor):
+        raise TypeError("weight must be a sequence of tensors, one per FPN level, got a single tensor")
     weights: list[Tensor | None] = [None] * len(xs) if weight is None else list(weight)
     if len(weights) != len(xs) or (weight is not None and any(w is None for w in weights)):
         raise ValueError(f"weight must hold one tensor for each of the {len(xs)} levels, got {len(weights)}")
     if reduction not in PYRAMID_REDUCTIONS:
         raise ValueError(f"reduction must be one of {PYRAMID_REDUCTIONS}, got {reduction!r}")
-    if reduction == "sample" and len({x.shape[0] if x.dim() == 4 else 1 for x in xs}) != 1:
-        raise ValueError("reduction='sample' needs the same number of samples in each level of xs")
     levels = [check_inputs(x, y, w, options) for x, y, w in zip(xs, ys, weights, strict=True)]
-    if len({(x.dtype, x.device) for x, _, _ in levels}) != 1:
-        raise ValueError("the levels of xs must share one dtype and device")
+    if reduction == "sample" and len({x.shape[0] for x, _, _ in levels}) != 1:
+        counts = [x.shape[0] for x, _, _ in levels]
+        raise ValueError(f"reduction='sample' needs the same number of samples in each level of xs, got {counts}")
+    kinds = {(x.dtype, x.device) for x, _, _ in levels}
+    if len(kinds) != 1:
+        raise ValueError(f"the levels of xs must share one dtype and device, got {sorted(map(str, kinds))}")
+    dtype = levels[0][0].dtype
     backend = dispatch.choose(backend, levels[0][0], options)
     if normalize is not None and (reduction == "none" or not detach_range):
         # The kernels normalise inside the reducing pass with constant ranges; whatever else is asked goes through torch.
@@ -221,13 +225,29 @@ def pyramid_ssim_loss(
         ]
         normalize = None
     if reduction == "none":
-        return [f * _map(*level, options, _SSIM_LOSS, backend) for f, level in zip(factors, levels, strict=True)]
+        maps = [
+            _map(*level, options, _Pixel(0.5 * factor, -0.5 * factor), backend).to(dtype)
+            for factor, level in zip(factors, levels, strict=True)
+        ]
+        return [result if x.dim() == 4 else result.squeeze(0) for result, x in zip(maps, xs, strict=True)]
     return _reduce(levels, options, _SSIM_LOSS, factors, reduction, normalize, backend)
 
 
-def check_inputs(
-    x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions
-) -> Level:
+def _level_factors(level_weights: Sequence[float] | None, count: int) -> list[float]:
+    if level_weights is None:
+        return [1.0] * count
+    try:
+        factors = [float(factor) for factor in level_weights]
+    except (TypeError, ValueError):
+        raise TypeError(f"level_weights must be a sequence of numbers, got {level_weights!r}") from None
+    if len(factors) != count:
+        raise ValueError(f"level_weights must hold one number for each of the {count} levels, got {len(factors)}")
+    if not all(math.isfinite(factor) for factor in factors):
+        raise ValueError(f"level_weights must be finite numbers, got {factors}")
+    return factors
+
+
+def check_inputs(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions) -> Level:
     """Raise TypeError or ValueError unless x, y (and weight) are fit; return them as (N, C, H, W)."""
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
@@ -302,12 +322,16 @@ def _single(
 
 
 def _map(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions, pixel: _Pixel, backend: str) -> Tensor:
+    dtype = x.dtype
+    if dtype in (torch.float16, torch.bfloat16) and (pixel != _SSIM or weight is not None):
+        # 1 - SSIM of an SSIM rounded to 16 bits has no correct digit where the loss is small.
+        x, y = x.float(), y.float()
     result = _ssim_map(x, y, options, backend)
     if pixel != _SSIM:
         result = pixel.offset + pixel.slope * result
     if pixel.l1:
         result = result + pixel.l1 * (x - y).abs()
-    return result if weight is None else (result * weight).to(x.dtype)
+    return (result if weight is None else result * weight).to(dtype)
 
 
 def _ssim_map(x: Tensor, y: Tensor, options: SSIMOptions, backend: str) -> Tensor:
@@ -335,9 +359,7 @@ def _reduce(
         map_count = 1 if reduction == "sum" or weighted else planes * (h - margin) * (w - margin)
         l1_count = map_count if margin == 0 or reduction == "sum" else planes * h * w
         pixels.append(
-            _Pixel(
-                factor * pixel.offset / map_count, factor * pixel.slope / map_count, factor * pixel.l1 / l1_count
-            )
+            _Pixel(factor * pixel.offset / map_count, factor * pixel.slope / map_count, factor * pixel.l1 / l1_count)
         )
     differentiable_weight = any(weight is not None and weight.requires_grad for _, _, weight in levels)
     if backend == "reference" or differentiable_weight:
@@ -355,7 +377,7 @@ def _reduce(
         values = ops.ssim_sums(levels, options, pixels, normalize, per_sample)  # [L] or [L, N]
     if weighted and reduction != "sum":
         axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
-        totals = torch.stack([weight.sum(axes) for _, _, weight in levels]).to(values.dtype)
+        totals = torch.stack([weight.sum(axes) for _, _, weight in levels if weight is not None]).to(values.dtype)
         values = torch.where(totals == 0, torch.zeros_like(values), values / torch.where(totals == 0, 1.0, totals))
     return values if reduction == "level" else values.sum(0)
 

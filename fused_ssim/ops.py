@@ -5,6 +5,8 @@
 ``scale_``       multiplies gradients in place by a factor that stays on its device, and leaves at once where it is 1.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,9 +45,9 @@ def ssim_map(x: Tensor, y: Tensor, options: SSIMOptions) -> Tensor:
 
 
 def ssim_sums(
-    levels: list[tuple[Tensor, Tensor, Tensor | None]],
+    levels: Sequence[tuple[Tensor, Tensor, Tensor | None]],
     options: SSIMOptions,
-    pixels: list[tuple[float, float, float]],
+    pixels: Sequence[tuple[float, float, float]],
     normalize: str | None,
     per_sample: bool,
 ) -> Tensor:
@@ -148,9 +150,7 @@ def _sums_backward(ctx, grad_values, *_):
         torch.ops.fused_ssim.scale_(grads, factor, divisor)
     else:  # being traced: let the compiler fuse the product
         shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
-        grads = [
-            (grad * (factor[i].reshape(shape) / divisor[i])).to(grad.dtype) for i, grad in enumerate(saved)
-        ]
+        grads = [(grad * (factor[i].reshape(shape) / divisor[i])).to(grad.dtype) for i, grad in enumerate(saved)]
     grads_x = grads[: ctx.levels] if ctx.has_x else [None] * ctx.levels
     grads_y = grads[-ctx.levels :] if ctx.has_y else [None] * ctx.levels
     return grads_x, grads_y, [None] * ctx.weights, *[None] * ctx.other_inputs

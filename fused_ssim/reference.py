@@ -31,7 +31,9 @@ def gaussian_filter(x: Tensor, options: SSIMOptions) -> Tensor:
     n, c, h, w = x.shape
     taps = torch.tensor(gaussian_taps(options.window_size, options.sigma), dtype=x.dtype, device=x.device)
     x = x.reshape(n * c, 1, h, w)
-    x = F.conv2d(F.conv2d(x, taps[:, None][None, None]), taps[None, :][None, None])
+    # Autocast would convolve in 16 bits, and a variance is a small difference of large moments.
+    with torch.autocast(x.device.type, enabled=False):
+        x = F.conv2d(F.conv2d(x, taps[:, None][None, None]), taps[None, :][None, None])
     return x.reshape(n, c, x.shape[-2], x.shape[-1])
 
 
@@ -90,12 +92,16 @@ def min_max(x: Tensor, axes: str, detach_range: bool = True) -> Tensor:
     """psi of the paper: ``(x - min) / (max - min)`` over ``axes`` of x (N, C, H, W); a constant region becomes 0.
 
     axes: "tensor" (one range), "sample" (one per n), "channel" (one per n and c). ``detach_range`` treats min and max as
-    constants; otherwise their gradient is shared evenly among the pixels that attain them.
+    constants; otherwise their gradient is shared evenly among the pixels that attain them. 16-bit x gives float32.
     """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
     dims = {"tensor": (0, 1, 2, 3), "sample": (1, 2, 3), "channel": (2, 3)}[axes]
     source = x.detach() if detach_range else x
     low, high = source.amin(dims, keepdim=True), source.amax(dims, keepdim=True)
     extent = high - low
     # NaN compares false, so a region with a NaN keeps its NaN.
     constant = extent < torch.finfo(x.dtype).tiny
-    return torch.where(constant, torch.zeros_like(x), (x - low) / torch.where(constant, torch.ones_like(extent), extent))
+    return torch.where(
+        constant, torch.zeros_like(x), (x - low) / torch.where(constant, torch.ones_like(extent), extent)
+    )

@@ -9,7 +9,9 @@ KERNEL_TAPS = 11
 def gaussian_taps(window_size: int, sigma: float) -> list[float]:
     """The ``window_size`` taps of a normalised Gaussian, in double precision (they sum to 1)."""
     radius = window_size // 2
-    taps = [math.exp(-((i - radius) ** 2) / (2.0 * sigma * sigma)) for i in range(window_size)]
+    # Divided by sigma before it is squared, so that a tiny sigma gives a window of one pixel and no division by zero.
+    distances = [(i - radius) / sigma for i in range(window_size)]
+    taps = [math.exp(-0.5 * (distance * distance)) for distance in distances]
     total = sum(taps)
     return [tap / total for tap in taps]
 

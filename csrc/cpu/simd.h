@@ -120,7 +120,8 @@ SSIM_INLINE typename Simd<T>::V shifted(typename Simd<T>::V, typename Simd<T>::V
 }
 #endif
 
-// The 11-tap filter along a row: lane i gets sum_k taps[k] p[i + k - 5]. p is aligned, a vector on either side readable.
+// The 11-tap filter along a row: lane i gets sum_k taps[k] p[i + k - 5]. p is aligned, a vector on either side
+// readable.
 template <class T>
 SSIM_INLINE typename Simd<T>::V filter_row(const T* p, const T* taps) {
   const auto before = load(p - kLanes<T>), here = load(p), after = load(p + kLanes<T>);
@@ -192,7 +193,8 @@ struct VectorMath {
     const V f = x - whole;
     const V series =
         1.0f + f * (0.693147181f +
-                    f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f + f * (0.00133335581f + f * 0.000154035304f)))));
+                    f * (0.240226507f +
+                         f * (0.0555041087f + f * (0.00961812911f + f * (0.00133335581f + f * 0.000154035304f)))));
     const Mask scale = (__builtin_convertvector(whole, Mask) + 127) << 23;
     return series * (V)scale;
   }

@@ -11,9 +11,9 @@
 namespace ssim {
 namespace {
 
-constexpr int64_t kEnoughUnits = 64;   // units that keep many threads busy
-constexpr int64_t kBandRows = 128;     // fewest rows worth a unit of their own: it recomputes up to 20
-constexpr int64_t kGrabPixels = 16384; // pixels a thread takes at a time
+constexpr int64_t kEnoughUnits = 64;    // units that keep many threads busy
+constexpr int64_t kBandRows = 128;      // fewest rows worth a unit of their own: it recomputes up to 20
+constexpr int64_t kGrabPixels = 16384;  // pixels a thread takes at a time
 
 std::vector<const UnitKernels*> available_kernels() {
   std::vector<const UnitKernels*> list;
@@ -153,8 +153,9 @@ class Run {
     const int64_t strip = part % plan.strips, band = part / plan.strips;
     const int64_t columns = (level.w + plan.strips - 1) / plan.strips, rows = (level.h + plan.bands - 1) / plan.bands;
     UnitCall<T> call{&problem_, &level, {}, {}, {}, {load_row<T>, store_row<T>}, &workspace};
-    call.unit = {plane / level.c, plane % level.c, band * rows, std::min(level.h, (band + 1) * rows), strip * columns,
-                 std::min(level.w, (strip + 1) * columns)};
+    call.unit = {plane / level.c, plane % level.c,
+                 band * rows,     std::min(level.h, (band + 1) * rows),
+                 strip * columns, std::min(level.w, (strip + 1) * columns)};
     if (problem_.normalize == Normalize::kNone) {
       call.range_x.scale = call.range_y.scale = 1.0 / problem_.data_range;
     } else if (ranges_.empty()) {

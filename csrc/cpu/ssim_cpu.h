@@ -23,8 +23,8 @@ struct Parallel {
   std::function<void(int64_t count, const std::function<void(int64_t)>& task)> run;
 };
 
-// Computes the levels. The sum of level l (sample n) goes to values[l * samples + n], where samples is N for per_sample,
-// else 1; values may be null. Every x and y of the call has one dtype.
+// Computes the levels. The sum of level l (sample n) goes to values[l * samples + n], where samples is N for
+// per_sample, else 1; values may be null. Every x and y of the call has one dtype.
 void run_cpu(const Problem& problem, std::vector<Level> levels, bool per_sample, double* values,
              const Parallel& parallel);
 

@@ -5,8 +5,8 @@
 
 namespace ssim {
 
-// Rows [row0, row1) and columns [col0, col1) of plane (n, c): the unit alone writes and sums these pixels. It reads up to
-// 2 * kRadius further on each side, so neighbours recompute each other's borders instead of waiting for them.
+// Rows [row0, row1) and columns [col0, col1) of plane (n, c): the unit alone writes and sums these pixels. It reads up
+// to 2 * kRadius further on each side, so neighbours recompute each other's borders instead of waiting for them.
 struct Unit {
   int64_t n, c, row0, row1, col0, col1;
 };
@@ -46,9 +46,10 @@ struct UnitCall {
   Workspace* workspace;
 };
 
-constexpr int64_t kStripColumns = 256;   // widest unit in pixels, unless the whole map is at most kWholeColumns wide
+constexpr int64_t kStripColumns = 256;  // widest unit in pixels, unless the whole map is at most kWholeColumns wide
 constexpr int64_t kWholeColumns = 320;
-constexpr int64_t kWorkspaceBytes = 1 << 19;  // 127 rows of doubles, kWholeColumns and their margins wide, and the edge tables need 355 KB
+constexpr int64_t kWorkspaceBytes =
+    1 << 19;  // 127 rows of doubles, kWholeColumns and their margins wide, and the edge tables need 355 KB
 
 // Entry points of one instruction set.
 struct UnitKernels {

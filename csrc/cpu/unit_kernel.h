@@ -1,10 +1,11 @@
-// One unit, in one pass over its rows: moments, SSIM, partial derivatives and gradients, each a few rows behind the last.
+// One unit, in one pass over its rows: moments, SSIM, partial derivatives and gradients, each a few rows behind the
+// last.
 //
 //   rows of x, y  ->  ring of u, v  ->  vertical filter  ->  horizontal filter  ->  SSIM and its partials  ->  ring
 //   ring of partials  ->  vertical filter  ->  horizontal filter  ->  gradient rows, 5 behind the partials
 //
-// Two rows go together, so that the vertical filters read 12 rows for two results instead of 22. Columns are local: 0 is
-// the first column of partials. Included once for each instruction set.
+// Two rows go together, so that the vertical filters read 12 rows for two results instead of 22. Columns are local: 0
+// is the first column of partials. Included once for each instruction set.
 #pragma once
 
 #include "simd.h"
@@ -13,9 +14,9 @@
 namespace ssim {
 inline namespace SSIM_ISA {
 
-constexpr int kRing = 16;                  // rows held; 12 are in use at a time
+constexpr int kRing = 16;  // rows held; 12 are in use at a time
 constexpr int kPrefetchRows = 4;
-constexpr int kWindowRows = kTaps + 1;     // rows that two neighbouring results see
+constexpr int kWindowRows = kTaps + 1;  // rows that two neighbouring results see
 
 SSIM_INLINE int64_t mirrored(int64_t position, int64_t length) {  // reflect_index of fused_ssim/window.py
   if (position >= 0 && position < length) return position;
@@ -119,7 +120,8 @@ class UnitKernel {
     if (w.left == left_ && w.width == width_ && w.right == right_ && w.mirror_left == mirror_left_ &&
         w.mirror_right == mirror_right_)
       return;
-    // Nobody writes other than zeros to margins, and equal units share their edge tables: only another shape needs this.
+    // Nobody writes other than zeros to margins, and equal units share their edge tables: only another shape needs
+    // this.
     __builtin_memset(w.memory, 0, static_cast<size_t>(next - static_cast<T*>(w.memory)) * sizeof(T));
     if (mirror_left_ || mirror_right_) make_edges();
     w.left = left_, w.width = width_, w.right = right_;
@@ -298,7 +300,8 @@ class UnitKernel {
       ssim_sum_ = sum, seed_sum_ = seeds;
       if (++rows_summed_ % kRowsPerSum == 0) flush_sums();
       counted_ += own1_ - own0_;
-      if (!sides && level_.map.data) write(level_.map, q - margin_, origin_ + own0_ - margin_, output_ + own0_, own1_ - own0_);
+      if (!sides && level_.map.data)
+        write(level_.map, q - margin_, origin_ + own0_ - margin_, output_ + own0_, own1_ - own0_);
     }
   }
 
@@ -421,7 +424,10 @@ class UnitKernel {
   class Output {
    public:
     SSIM_INLINE Output(UnitKernel& kernel, const View& view, int64_t row)
-        : kernel_(kernel), view_(view), row_(row), begin_(kernel.unit_.col0 - kernel.origin_),
+        : kernel_(kernel),
+          view_(view),
+          row_(row),
+          begin_(kernel.unit_.col0 - kernel.origin_),
           end_(kernel.unit_.col1 - kernel.origin_) {
       dense_ = view.dtype == native && view.stride_w == 1;
       if (dense_)
@@ -449,8 +455,8 @@ class UnitKernel {
 
   // ---- mirrored columns ----
   //
-  // A mirrored border adds to each result near it a few products with pixels near it. gather: results at the border from
-  // source columns; scatter: its transpose, for the adjoint. Sources are the 6 outermost columns, by their order.
+  // A mirrored border adds to each result near it a few products with pixels near it. gather: results at the border
+  // from source columns; scatter: its transpose, for the adjoint. Sources are the 6 outermost columns, by their order.
 
   static constexpr int kSources = kRadius + 1;
   static constexpr int kEdgeLanes = (kSources + 2 * lanes - 2) / lanes * lanes + lanes;
@@ -493,13 +499,13 @@ class UnitKernel {
   const Problem& p_;
   const Level& level_;
   const Unit unit_;
-  int64_t margin_;                // pixels that "valid" leaves out
-  int64_t first_row_, end_row_;   // rows that have partials
-  int64_t origin_, width_;        // first column with partials, and their number
-  int64_t left_, right_;          // columns of x and y that are read, local
-  int64_t padded_;                // width_ in whole vectors
-  int64_t keep0_, keep1_;         // columns that are in the map, local
-  int64_t own0_, own1_;           // of these, the unit's own
+  int64_t margin_;               // pixels that "valid" leaves out
+  int64_t first_row_, end_row_;  // rows that have partials
+  int64_t origin_, width_;       // first column with partials, and their number
+  int64_t left_, right_;         // columns of x and y that are read, local
+  int64_t padded_;               // width_ in whole vectors
+  int64_t keep0_, keep1_;        // columns that are in the map, local
+  int64_t own0_, own1_;          // of these, the unit's own
   bool mirror_left_, mirror_right_;
   int64_t left_window_, right_window_, right_source_;
   Edges* edges_;
@@ -557,7 +563,7 @@ Range widen(const T* row, int64_t count, Range so_far) {
 }  // namespace SSIM_ISA
 }  // namespace ssim
 
-#define SSIM_DEFINE_KERNELS(function, label)                                                                       \
+#define SSIM_DEFINE_KERNELS(function, label)                                                                        \
   namespace ssim {                                                                                                  \
   const UnitKernels* function() {                                                                                   \
     static constexpr UnitKernels kernels = {label, run_unit<float>, run_unit<double>, widen<float>, widen<double>}; \

@@ -73,7 +73,7 @@ def _plain(X: Tensor, Y: Tensor, data_range: float, taps: Tensor, K: tuple[float
                     stacklevel=5,
                 )
                 continue
-            x = x.unfold(axis, len(taps), 1) @ taps
+            x = (x.unfold(axis, len(taps), 1) * taps).sum(-1)  # no matmul: autocast would compute it in 16 bits
         return x
 
     c1, c2 = (K[0] * data_range) ** 2, (K[1] * data_range) ** 2
