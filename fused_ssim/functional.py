@@ -35,7 +35,7 @@ def ssim(
     weight: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    r"""Structural similarity, ``luminance**alpha * contrast**beta * structure**gamma`` (Wang et al. 2004; docs/math.md).
+    r"""Structural similarity, ``luminance**alpha * contrast**beta * structure**gamma`` (Wang et al. 2004).
 
     Args:
         x, y: images or feature maps, (N, C, H, W) or (C, H, W), any strides, of one shape, device and dtype (float16,
@@ -47,8 +47,8 @@ def ssim(
         exponents: (alpha, beta, gamma) >= 0 of luminance, contrast and structure. Except for the exponents 0 and 1 a
             component below 1e-4 counts as 1e-4, with zero gradient (where beta == gamma: the product of contrast and
             structure), so a negative structure under a fractional power is no NaN.
-        padding: "same" (zeros around), "reflect" (mirrored, edge not repeated, folded again where a side is shorter than
-            the window) or "valid" (only whole windows: the map is smaller by window_size - 1).
+        padding: "same" (zeros around), "reflect" (mirrored, edge not repeated, folded again where a side is shorter
+            than the window) or "valid" (only whole windows: the map is smaller by window_size - 1).
         reduction: "mean" or "sum" (scalar), "sample" (mean of each sample, shape (N,)), "none" (the map).
         weight: weights of the pixels, broadcastable to the map. "mean" and "sample" divide by the sum of the weights
             (0 where that is 0), "none" gives the weighted map.
@@ -56,7 +56,7 @@ def ssim(
             "reference" forces one.
 
     Returns:
-        SSIM in [-1, 1], 1 for identical inputs. Scalars and (N,) are float32 for 16-bit inputs, a map keeps their dtype.
+        SSIM in [-1, 1], 1 for identical inputs. For 16-bit inputs scalars and (N,) are float32; a map keeps the dtype.
 
     Raises:
         ValueError, TypeError: an argument is outside what is said above; the message names it.
@@ -108,8 +108,8 @@ def l1_ssim_loss(
 ) -> Tensor:
     """``(1 - w) * |x - y| + w * (1 - SSIM)`` with ``w = ssim_weight``: the photometric loss of 3-D Gaussian splatting.
 
-    Both terms come from one pass (Kerbl et al. 2023, Eq. 7). With padding="valid" the L1 term is still the mean over all
-    pixels and the SSIM term that over the map; "none" and ``weight`` then have no common shape and are refused.
+    Both terms come from one pass (Kerbl et al. 2023, Eq. 7). With padding="valid" the L1 term is still the mean over
+    all pixels and the SSIM term that over the map; "none" and ``weight`` then have no common shape and are refused.
     Other arguments, result and errors as in :func:`ssim`; ssim_weight in [0, 1].
     """
     if isinstance(ssim_weight, bool) or not isinstance(ssim_weight, (int, float)):
@@ -141,8 +141,8 @@ def ssim_components(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Luminance, contrast and structure, each raised to its exponent: three maps (or their reductions).
 
-    With the default exponents their product is SSIM up to 1e-8 / C2 (the variance epsilon of docs/math.md). Arguments and
-    errors as in :func:`ssim`.
+    With the default exponents their product is SSIM up to 1e-8 / C2 (the variance epsilon of docs/math.md). Arguments
+    and errors as in :func:`ssim`.
     """
     alpha, beta, gamma = make_options(data_range, window_size, sigma, k1, k2, exponents, padding).exponents
     luminance, contrast, structure = (
@@ -182,12 +182,12 @@ def pyramid_ssim_loss(
 
     Args:
         xs, ys: one tensor per FPN level (student, teacher), each pair (N, C, H, W) as in :func:`ssim`.
-        normalize: psi of the paper, min-max of x and of y, each on its own, to [0, 1]: None, or over the whole "tensor",
-            each "sample", or each "channel" of each sample. A constant region becomes 0.
+        normalize: psi of the paper, min-max of x and of y, each on its own, to [0, 1]: None, or over the whole
+            "tensor", each "sample", or each "channel" of each sample. A constant region becomes 0.
         detach_range: treat minimum and maximum as constants; False lets gradient through them.
         level_weights: a weight for each level; default 1.
-        reduction: "mean" (scalar); "level" (the L means, weighted by level_weights, not yet summed); "sum"; "sample" (N,);
-            "none" (a list of L maps).
+        reduction: "mean" (scalar); "level" (the L means, weighted by level_weights, not yet summed); "sum"; "sample"
+            (N,); "none" (a list of L maps).
         weight: a list of L weight tensors, see :func:`ssim`.
 
     Other arguments, result and errors as in :func:`ssim`.
@@ -218,7 +218,7 @@ def pyramid_ssim_loss(
     dtype = levels[0][0].dtype
     backend = dispatch.choose(backend, levels[0][0], options)
     if normalize is not None and (reduction == "none" or not detach_range):
-        # The kernels normalise inside the reducing pass with constant ranges; whatever else is asked goes through torch.
+        # The kernels normalise inside the reducing pass, with constant ranges; anything else goes through torch.
         levels = [
             (reference.min_max(x, normalize, detach_range), reference.min_max(y, normalize, detach_range), weight)
             for x, y, weight in levels

@@ -6,7 +6,8 @@ from typing import NamedTuple
 VARIANCE_EPSILON = 1e-8
 """Added to variances and covariance (in units of data_range squared) where contrast and structure are taken apart.
 
-The derivative of a standard deviation is infinite on a flat patch; this makes it finite, and identical inputs still give 1.
+The derivative of a standard deviation is infinite on a flat patch; this makes it finite, and identical inputs still
+give 1.
 """
 
 POWER_FLOOR = 1e-4

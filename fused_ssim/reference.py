@@ -13,7 +13,7 @@ from .window import gaussian_taps, reflect_index
 
 
 def reflect_pad(x: Tensor, radius: int) -> Tensor:
-    """Mirror the last two axes by ``radius`` pixels, edge not repeated; unlike ``F.pad`` it folds as often as needed."""
+    """Mirror the last two axes by ``radius`` pixels, edge not repeated; folding as often as needed."""
     for axis in (-2, -1):
         length = x.shape[axis]
         index = [reflect_index(i, length) for i in range(-radius, length + radius)]
@@ -91,8 +91,8 @@ def ssim_map(x: Tensor, y: Tensor, options: SSIMOptions) -> Tensor:
 def min_max(x: Tensor, axes: str, detach_range: bool = True) -> Tensor:
     """psi of the paper: ``(x - min) / (max - min)`` over ``axes`` of x (N, C, H, W); a constant region becomes 0.
 
-    axes: "tensor" (one range), "sample" (one per n), "channel" (one per n and c). ``detach_range`` treats min and max as
-    constants; otherwise their gradient is shared evenly among the pixels that attain them. 16-bit x gives float32.
+    axes: "tensor" (one range), "sample" (one per n), "channel" (one per n and c). ``detach_range`` treats min and
+    max as constants; otherwise their gradient is shared evenly among the pixels that attain them. 16-bit x gives float32.
     """
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()

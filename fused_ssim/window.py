@@ -23,7 +23,7 @@ def kernel_taps(window_size: int, sigma: float) -> list[float]:
 
 
 def reflect_index(position: int, length: int) -> int:
-    """The pixel that stands at ``position`` when a line of ``length`` pixels is mirrored, edge not repeated, as often as needed."""
+    """The pixel at ``position`` of a line of ``length`` pixels that is mirrored, edge not repeated, without end."""
     if length == 1:
         return 0
     period = 2 * (length - 1)
