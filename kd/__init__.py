@@ -1,7 +1,7 @@
 """Distil torchvision detectors through their FPN features.
 
-``model = kd.distill(student, teacher)`` is the whole interface to an existing training loop; ``kd fit --config ...`` is a
-ready one. Importing this package does not import Lightning.
+``model = kd.distill(student, teacher)`` is the whole interface to an existing training loop; ``kd fit --config ...``
+is a ready one. Importing this package does not import Lightning.
 """
 
 from kd.distiller import Distiller, distill

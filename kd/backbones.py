@@ -26,7 +26,8 @@ Norm = Literal["frozen_bn", "bn"]
 
 
 class LastLevelP6P7NoReLU(LastLevelP6P7):
-    """P6 and P7 without the ReLU before P7: what mmdetection's RetinaNet computes (``relu_before_extra_convs=False``)."""
+    """P6 and P7 without the ReLU before P7: what mmdetection's RetinaNet computes
+    (``relu_before_extra_convs=False``)."""
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         p6 = self.p6(p[-1] if self.use_P5 else c[-1])
@@ -53,14 +54,14 @@ def backbone_with_fpn(
         fpn_channels: channels of every FPN level.
         returned_stages: the stages C1..C5 (stride 2..32) that feed the pyramid, ascending; their keys are "0", "1", ...
             ResNets have no C1. A MobileNet stage is tapped at its last block, C5 at the last convolution.
-        tapped_blocks: instead of ``returned_stages``, the children to tap by name: ``("6", "13", "17")`` of a MobileNet's
+        tapped_blocks: instead of ``returned_stages``, the children to tap: ``("6", "13", "17")`` of a MobileNet's
             ``features``; blocks behind the last one are left out, which gives a truncated, cheaper network.
         p6_from: what the extra levels come from: "c5" or "p5" give RetinaNet's P6 and P7 by convolutions, "pool" gives
             Faster R-CNN's max-pooled level, None gives no extra level.
         relu_before_p7: False computes P7 as mmdetection does.
         weights_backbone: classification weights: a torchvision enum name or a file with torchvision's names.
-        trainable_backbone_layers: how many stages are trained, counted from the last: 0 (all frozen) to 5 or more (all).
-            None: 3 with ``weights_backbone``, otherwise all.
+        trainable_backbone_layers: how many stages are trained, counted from the last: 0 (all frozen) to 5 or more
+            (all). None: 3 with ``weights_backbone``, otherwise all.
         norm: "frozen_bn" or "bn" in the network. None: "frozen_bn" with ``weights_backbone``, otherwise "bn".
         width_mult: channel multiplier of a MobileNet.
 
@@ -95,7 +96,9 @@ def _network(name: str, norm_layer: type[nn.Module], width_mult: float) -> tuple
     """The network without its classifier's use, and the names of its children by stage (stage k has stride 2**k)."""
     if name in RESNETS:
         if width_mult != 1.0:
-            raise ValueError(f"width_mult: {name} has a fixed width, only MobileNets take width_mult (got {width_mult})")
+            raise ValueError(
+                f"width_mult: {name} has a fixed width, only MobileNets take width_mult (got {width_mult})"
+            )
         if name == "resnext101_32x4d":
             network: nn.Module = ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4, norm_layer=norm_layer)
         else:

@@ -34,7 +34,7 @@ def check_same_transform(student: nn.Module, teacher: nn.Module) -> None:
             differences.append(f"{name} is {ours} in the student and {theirs} in the teacher")
     if differences:
         raise ValueError(
-            "teacher: it is shown the student's transformed batch, so both transforms must normalise and pad alike, but "
+            "teacher: it is shown the student's transformed batch, so both must normalise and pad alike, but "
             + "; ".join(differences)
         )
 
@@ -63,7 +63,8 @@ def matched_levels(
     """Student level -> teacher level, after checking that their maps are equally large.
 
     Raises:
-        ValueError: a level is missing on one side, or the sizes (so the strides) of a pair differ; the message lists both
+        ValueError: a level is missing on one side, or the sizes (so the strides) of a pair differ; the message lists
+        both
             pyramids.
     """
     pyramids = f"student: {_described(student, size)}; teacher: {_described(teacher, size)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kd.callbacks import StopOnInterrupt, StudentWeights, checkpoints
 from kd.coco import DataError
 from kd.data import CocoDataModule
+from kd.teacher_check import BadTeacherError, TeacherCheck
 from kd.training import DetectionTraining, NonFiniteLossError
 
 
@@ -23,6 +26,7 @@ class DistillationCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--save_every", type=int, default=500, help="steps between two writes of last.ckpt")
+        parser.add_lightning_class_args(TeacherCheck, "teacher_check")
         parser.link_arguments("data.seed", "model.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -30,16 +34,32 @@ class DistillationCLI(LightningCLI):
         logger = self._get(self.config_init, "trainer.logger")
         if logger in (None, True) and not self._get(self.config_init, "trainer.fast_dev_run"):
             kwargs["logger"] = [TensorBoardLogger(root, name="", version=""), CSVLogger(root, name="csv")]
-        trainer = super().instantiate_trainer(**{"default_root_dir": str(root), **kwargs})
         if self.subcommand == "fit":
-            extra = [*checkpoints(root / "checkpoints", self._get(self.config_init, "save_every"))]
-            extra += [StudentWeights(root), StopOnInterrupt()]
-            if trainer.loggers:
-                extra.append(LearningRateMonitor())
-            # Behind the user's; Lightning wants checkpoints last of all.
-            trainer.callbacks = [c for c in trainer.callbacks if type(c).__name__ != "ModelCheckpoint"]
-            trainer.callbacks = trainer._callback_connector._reorder_callbacks([*trainer.callbacks, *extra])
-        return trainer
+            given = self._get(self.config_init, "trainer.callbacks") or []
+            kwargs["callbacks"] = [
+                *(given if isinstance(given, list) else [given]),
+                LearningRateMonitor(),
+                StudentWeights(root),
+                StopOnInterrupt(),
+                *checkpoints(root / "checkpoints", self._get(self.config_init, "save_every")),
+            ]
+            if kwargs.get("logger", logger) is False:
+                kwargs["callbacks"] = [c for c in kwargs["callbacks"] if not isinstance(c, LearningRateMonitor)]
+        return super().instantiate_trainer(**{"default_root_dir": str(root), **kwargs})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's fit, validate and test, always with ``weights_only=True``."""
+        skipped = {"model", "dataloaders", "datamodule", "weights_only"}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": skipped,
+            "test": skipped,
+        }
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Lightning's own default would unpickle whatever a checkpoint from the network holds.
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -54,5 +74,8 @@ def main(args: Sequence[str] | None = None) -> None:
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "max_epochs": 12},
             parser_kwargs={"prog": "kd"},
         )
-    except (DataError, NonFiniteLossError, FileNotFoundError) as error:
+    except (DataError, BadTeacherError, NonFiniteLossError, FileNotFoundError) as error:
         sys.exit(f"kd: {error}")
+    except SIGTERMException:
+        # Lightning has saved last.ckpt by now, but would end with 0 as if the run were complete.
+        sys.exit(128 + signal.SIGTERM)

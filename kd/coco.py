@@ -44,7 +44,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     """Images and targets as torchvision's detectors take them.
 
     An item is ``(image, target)``: the image is float32 [3, H, W] in [0, 1]; the target holds ``boxes`` float32 [n, 4]
-    (x1, y1, x2, y2 in pixels), ``labels`` int64 [n], ``area`` float32 [n], ``iscrowd`` int64 [n], ``image_id`` int64 [].
+    (x1, y1, x2, y2 in pixels), ``labels`` int64 [n], ``area`` float32 [n], ``iscrowd`` int64 [n], ``image_id`` int64
+    [].
 
     Args:
         images: folder with the images.
@@ -135,8 +136,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             raise DataError(f"{path}: can not be read as an image ({error}); download this file again") from error
         if image.shape[-2:] != (record.height, record.width):
             raise DataError(
-                f"{path}: the image is {image.shape[-1]}x{image.shape[-2]} (width x height) but {self.annotations} says "
-                f"{record.width}x{record.height}; images and annotations are not of the same data set"
+                f"{path}: the image is {image.shape[-1]}x{image.shape[-2]} but {self.annotations} says "
+                f"{record.width}x{record.height} (width x height); images and annotations are not of the same data set"
             )
         return image
 
@@ -188,7 +189,9 @@ def _records(content: dict[str, Any], path: Path, label_of_category: dict[int, i
             area = float(annotation.get("area", width * height))
             crowd = int(annotation.get("iscrowd", 0))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: annotation {name} lacks a usable bbox, image_id or category_id ({error!r})") from error
+            raise DataError(
+                f"{path}: annotation {name} lacks a usable bbox, image_id or category_id ({error!r})"
+            ) from error
         if image_id not in rows:
             raise DataError(f"{path}: annotation {name} belongs to image {image_id}, which the file does not list")
         if category not in label_of_category:

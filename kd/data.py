@@ -73,7 +73,9 @@ class CocoDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read and check the annotation files; called by Lightning in every process."""
         if not self.root.is_dir():
-            raise DataError(f"{self.root}: no such folder; data.root is the COCO folder (train2017/ val2017/ annotations/)")
+            raise DataError(
+                f"{self.root}: no such folder; data.root is the COCO folder (train2017/ val2017/ annotations/)"
+            )
         if stage in (None, "fit") and self.train is None:
             self.train = CocoDetection(
                 *self.train_paths,

@@ -20,14 +20,17 @@ _HALF = (torch.float16, torch.bfloat16)
 class Distiller(nn.Module):
     """A detector to train: in training the student's losses plus ``loss_distill``, in evaluation the student itself.
 
-    ``loss_distill = weight * sum over FPN levels r of L(phi_r(S_r), T_r)`` (de Rijk et al., NeurIPS 2022, section 3) with
-    the student's and teacher's features S and T, an optional 1x1 convolution phi, and the mean distance L in a level;
-    the rescaling psi is part of L. The student's transformed batch is shown to the teacher's backbone and FPN; the
-    teacher's transform and heads never run.
+    ``loss_distill = weight * sum over FPN levels r of L(phi_r(S_r), T_r)`` (de Rijk et al., NeurIPS 2022, section 3)
+    with the student's and teacher's features S and T, an optional 1x1 convolution phi, and the mean distance L in a
+    level; the rescaling psi is part of L. The student's transformed batch is shown to the teacher's backbone and FPN;
+    the teacher's transform and heads never run.
 
-    The teacher is frozen (its parameters' ``requires_grad`` is set to False) and moved to the student's device. It is no
-    submodule: neither ``parameters()`` nor ``state_dict()`` hold it and DDP does not see it, but it follows ``to()`` and
-    stays in evaluation mode. Before saving, take ``distiller.student.state_dict()``: it fits the plain torchvision model.
+    The teacher is frozen (its parameters' ``requires_grad`` is set to False) and moved to the student's device. It is
+    no
+    submodule: neither ``parameters()`` nor ``state_dict()`` hold it and DDP does not see it, but it follows ``to()``
+        and
+    stays in evaluation mode. Before saving, take ``distiller.student.state_dict()``: it fits the plain torchvision
+    model.
 
     Args:
         student: torchvision-style detector, trained.

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
 # COCO's names of the figures that torchmetrics calls map, map_50, ...
-_FIGURES = {"AP": "map", "AP50": "map_50", "AP75": "map_75", "APS": "map_small", "APM": "map_medium", "APL": "map_large"}
+_FIGURES = {
+    "AP": "map",
+    "AP50": "map_50",
+    "AP75": "map_75",
+    "APS": "map_small",
+    "APM": "map_medium",
+    "APL": "map_large",
+}
 
 
 class CocoEvaluator:
@@ -27,6 +34,11 @@ class CocoEvaluator:
         """Forget all images."""
         self._images = {}
 
+    @property
+    def images(self) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Image id -> (detections, ground truth) as given to this process, on the CPU."""
+        return self._images
+
     def process(self, detections: list[dict[str, Tensor]], targets: list[Mapping[str, Tensor]]) -> None:
         """Add images: a detector's output (boxes [n, 4], scores [n], labels [n]) and :class:`kd.coco.CocoDetection`
         targets, in pixels of the same image."""
@@ -38,8 +50,8 @@ class CocoEvaluator:
     def evaluate(self, class_names: Mapping[int, str] | None = None) -> dict[str, float]:
         """AP, AP50, AP75, APS, APM, APL in percent over the images of all processes (every process must call this).
 
-        With ``class_names`` (label -> name) also "AP/<name>" of every class that occurs. A figure without any ground truth
-        is -1, as in pycocotools.
+        With ``class_names`` (label -> name) also "AP/<name>" of every class that occurs. A figure without
+        any ground truth is -1, as in pycocotools.
 
         Raises:
             RuntimeError: no image was processed.
@@ -70,7 +82,9 @@ class CocoEvaluator:
 
 @torch.no_grad()
 def evaluate_detector(
-    model: nn.Module, batches: Iterable[tuple[list[Tensor], list[dict[str, Tensor]]]], device: torch.device | str = "cpu"
+    model: nn.Module,
+    batches: Iterable[tuple[list[Tensor], list[dict[str, Tensor]]]],
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """The COCO figures of ``model`` on ``batches`` as :func:`kd.coco.collate` makes them; the mode is restored."""
     training = model.training

@@ -41,7 +41,7 @@ class GroupedBatchSampler(Sampler[list[Draw]]):
             raise ValueError(f"batch_size, rank, world_size: got {batch_size}, {rank}, {world_size}")
         if len(groups) < batch_size * world_size:
             raise ValueError(
-                f"batch_size: {batch_size} on {world_size} process(es) needs {batch_size * world_size} training images, "
+                f"batch_size: {batch_size} on {world_size} processes needs {batch_size * world_size} training images, "
                 f"the data set has {len(groups)}; use a smaller batch"
             )
         self.groups = torch.as_tensor(groups)

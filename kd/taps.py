@@ -32,8 +32,8 @@ def named_features(output: Tensor | Mapping[str, Tensor]) -> Features:
 
 @contextmanager
 def tapped(backbone: nn.Module) -> Iterator[Tap]:
-    """Record ``backbone``'s next call. The hook exists inside of the context only: a copied, pickled or wrapped detector
-    never carries one."""
+    """Record ``backbone``'s next call. The hook exists inside of the context only: a copied, pickled or wrapped
+    detector never carries one."""
     tap = Tap()
     handle = backbone.register_forward_hook(tap._see)
     try:

@@ -38,8 +38,8 @@ class DetectionTraining(pl.LightningModule):
         adapters: "auto", "always" or "never", see :class:`kd.Distiller`.
         level_map: student FPN level -> teacher FPN level where their names differ.
         optimizer, schedule: how to optimise.
-        seed: seed of what happens at random in a step (proposal sampling, multi-scale sizes). A step's randomness depends
-            on this, the epoch and the batch only, so a resumed run equals an uninterrupted one.
+        seed: seed of what happens at random in a step (proposal sampling, multi-scale sizes). A step's randomness
+            depends on this, the epoch and the batch only, so a resumed run equals an uninterrupted one.
         log_components_every: steps between two measurements of SSIM's components per level; 0 for never.
         class_metrics: also report AP per class.
     """
@@ -79,7 +79,12 @@ class DetectionTraining(pl.LightningModule):
         self.evaluator = CocoEvaluator()
         # Plain containers: a checkpoint has to be readable with weights_only=True.
         self.save_hyperparameters(
-            {"student": asdict(student), "teacher": asdict(teacher) if teacher else None, "loss": loss, "weight": weight}
+            {
+                "student": asdict(student),
+                "teacher": asdict(teacher) if teacher else None,
+                "loss": loss,
+                "weight": weight,
+            }
         )
 
     @property
@@ -123,7 +128,7 @@ class DetectionTraining(pl.LightningModule):
         if not torch.isfinite(total):
             raise NonFiniteLossError(
                 f"epoch {self.current_epoch}, batch {batch_idx}: "
-                + ", ".join(f"{name} is {float(value)}" for name, value in losses.items())
+                + ", ".join(f"{name} is {value.item()}" for name, value in losses.items())
                 + f"; image ids {[int(target['image_id']) for target in targets]}. Lower optimizer.lr, clip gradients "
                 "(trainer.gradient_clip_val) or look at these images' annotations."
             )
@@ -167,8 +172,9 @@ class DetectionTraining(pl.LightningModule):
         dataset = getattr(self.trainer.datamodule, split, None)
         if dataset is not None and dataset.num_classes > _num_classes(self.student_config):
             raise ValueError(
-                f"model.student.num_classes: {_num_classes(self.student_config)} is too few for {dataset.annotations}, whose "
-                f"largest label is {dataset.num_classes - 1}; use at least {dataset.num_classes}, or data.labels=contiguous"
+                f"model.student.num_classes: {_num_classes(self.student_config)} is too few for "
+                f"{dataset.annotations}, whose largest label is {dataset.num_classes - 1}; use at least "
+                f"{dataset.num_classes}, or data.labels=contiguous"
             )
 
 

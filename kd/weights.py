@@ -29,7 +29,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         try:
             from safetensors.torch import load_file
         except ImportError as error:
-            raise ImportError(f"weights: {str(path)!r} needs the package safetensors (pip install safetensors)") from error
+            raise ImportError(
+                f"weights: {str(path)!r} needs the package safetensors (pip install safetensors)"
+            ) from error
         return dict(load_file(str(path)))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -43,7 +45,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"weights: {str(path)!r} holds {type(content).__name__}, expected a state dict (name -> tensor)")
+        raise ValueError(
+            f"weights: {str(path)!r} holds {type(content).__name__}, expected a state dict (name -> tensor)"
+        )
     wrong = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(f"weights: {str(path)!r} is not a state dict: {_some(wrong)} hold no tensor")
@@ -97,7 +101,9 @@ def weights_enum(name: str) -> WeightsEnum:
 
 def is_file_name(name: str | Path) -> bool:
     """Whether ``name`` is meant as a file rather than as a torchvision enum name."""
-    return isinstance(name, Path) or "/" in name or Path(name).suffix in {".pth", ".pt", ".ckpt", ".safetensors", ".pkl"}
+    return (
+        isinstance(name, Path) or "/" in name or Path(name).suffix in {".pth", ".pt", ".ckpt", ".safetensors", ".pkl"}
+    )
 
 
 def _current_name(name: str, own: Mapping[str, Tensor]) -> str:

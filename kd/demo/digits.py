@@ -1,8 +1,8 @@
 """The embedded data set: real handwritten digits on real photographs, written as a COCO folder.
 
-Digits are scikit-learn's ``load_digits`` (8x8 pixels, 1,797 of them, UCI optical recognition set); backgrounds are crops
-of the two photographs in scikit-learn's ``load_sample_images``. Training and validation share neither a digit nor a
-photograph column.
+Digits are scikit-learn's ``load_digits`` (8x8 pixels, 1,797 of them, UCI optical recognition set); backgrounds are
+crops of the two photographs in scikit-learn's ``load_sample_images``. Training and validation share neither a digit
+nor a photograph column.
 """
 
 import json

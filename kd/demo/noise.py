@@ -1,18 +1,20 @@
 """How far AP moves by chance: a paired bootstrap over validation images.
 
-The images are drawn again with replacement, many times, and AP is computed on every draw; all models see the same draws,
-so the difference of two models is compared image by image. This measures the noise of a finite validation set; the noise
-of training (initial weights, data order) shows only in several seeds.
+The images are drawn again with replacement, many times, and AP is computed on every draw; all models see the same
+draws, so the difference of two models is compared image by image. This measures the noise of a finite validation set;
+the noise of training (initial weights, data order) shows only in several seeds.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
+# torchmetrics' thresholds to the last bit: theirs are of single precision, so 0.1 is not quite 0.1.
+IOU_THRESHOLDS = torch.linspace(0.5, 0.95, 10).double().numpy()
+RECALLS = torch.linspace(0, 1, 101).double().numpy()
 DETECTIONS_PER_IMAGE = 100
 
 
@@ -116,8 +118,8 @@ def _greedy(iou: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _crowd_overlap(boxes: Tensor, crowds: Tensor) -> np.ndarray:
     """Share of each detection that a crowd region covers, (D, C)."""
-    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
+    low = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
     inside = (high - low).clamp(min=0).prod(2)
     return (inside / (boxes[:, 2:] - boxes[:, :2]).prod(1, keepdim=True)).numpy()
 
@@ -134,7 +136,7 @@ def _class_ap(matched: MatchedClass, t: int, weights: np.ndarray, truths: np.nda
     recall = true / np.maximum(truths, 1e-9)[:, None]
     ap = np.zeros(len(weights))
     for b in range(len(weights)):
-        at = np.searchsorted(recall[b], RECALLS - 1e-12, side="left")
+        at = np.searchsorted(recall[b], RECALLS, side="left")
         reached = at < recall.shape[1]
         ap[b] = precision[b, at[reached]].sum() / len(RECALLS)
     return ap

@@ -14,8 +14,10 @@ from kd.coco import CocoDetection
 SPLITS = ("train", "val")
 
 
-def shrink(source: str | os.PathLike, target: str | os.PathLike, *, longest: int, train_limit: int, val_limit: int) -> Path:
-    """Writes ``target`` (train2017/, val2017/, annotations/) from the COCO folder ``source``, unless it is there already.
+def shrink(
+    source: str | os.PathLike, target: str | os.PathLike, *, longest: int, train_limit: int, val_limit: int
+) -> Path:
+    """Writes ``target`` (train2017/, val2017/, annotations/) from the COCO folder ``source``, unless it is there.
 
     Boxes and areas shrink with their image. The first images of each file are taken, up to the limits; images for
     training without a usable box are left out.

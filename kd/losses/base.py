@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class FeatureLoss(nn.Module):
-    """A distance between feature maps, one scalar per level; the distiller sums them (paper Eq. for L_feat).
+    """A distance between feature maps, one scalar per level; the distiller sums them (the paper's L_feat).
 
     Subclasses either define :meth:`level`, or override :meth:`forward` to treat all levels in one go.
     """
@@ -19,5 +19,5 @@ class FeatureLoss(nn.Module):
         raise NotImplementedError
 
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
-        """Losses of all L levels, [L]; level r compares ``students[r]`` with ``teachers[r]``, both [N, C_r, H_r, W_r]."""
+        """Losses of all L levels, [L]; level r compares ``students[r]`` with ``teachers[r]``, [N, C_r, H_r, W_r]."""
         return torch.stack([self.level(s, t) for s, t in zip(students, teachers, strict=True)])

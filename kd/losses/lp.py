@@ -10,7 +10,7 @@ from kd.losses.rescale import Axes, check_axes, min_max
 
 
 class _LpLoss(FeatureLoss):
-    def __init__(self, *, normalize: Axes | None = "channel", detach_range: bool = True) -> None:
+    def __init__(self, *, normalize: Axes | None = "channel", detach_range: bool = False) -> None:
         super().__init__()
         check_axes(normalize)
         self.normalize, self.detach_range = normalize, detach_range
@@ -25,7 +25,8 @@ class L1Loss(_LpLoss):
     Args:
         normalize: axes of the min-max rescaling psi, which the paper's L_feat applies whatever the distance; None
             compares the features as they are.
-        detach_range: treat minimum and maximum as constants in the gradient.
+        detach_range: treat minimum and maximum as constants in the gradient, see
+            :class:`kd.losses.ssim.SSIMFeatureLoss`.
     """
 
     def level(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ class PKDLoss(FeatureLoss):
     def standardised(self, x: Tensor) -> Tensor:
         centred = x - x.mean((0, 2, 3), keepdim=True)
         variance = centred.square().mean((0, 2, 3), keepdim=True)
-        # A dead channel would otherwise send back a gradient of 1 / eps (and the root's gradient is infinite there).
+        # A dead channel would otherwise send back a gradient of 1 / eps.
         dead = variance == 0
-        return (centred / (variance.masked_fill(dead, 1) + self.eps**2).sqrt()).masked_fill(dead, 0)
+        return (centred / (variance + self.eps**2).sqrt()).masked_fill(dead, 0)
 
     def level(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.mse_loss(self.standardised(student), self.standardised(teacher)) / 2

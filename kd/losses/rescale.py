@@ -16,7 +16,7 @@ def check_axes(axes: str | None) -> None:
         raise ValueError(f"normalize: got {axes!r}, expected None, 'tensor', 'sample' or 'channel'")
 
 
-def min_max(x: Tensor, axes: Axes | None, detach_range: bool = True) -> Tensor:
+def min_max(x: Tensor, axes: Axes | None, detach_range: bool = False) -> Tensor:
     """Rescale [N, C, H, W] to [0, 1] over the whole tensor, every sample, or every channel of every sample.
 
     A constant part becomes 0. With ``detach_range`` minimum and maximum count as constants in the gradient.

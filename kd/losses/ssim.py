@@ -1,4 +1,4 @@
-"""The paper's loss: de Rijk et al., "Structural Knowledge Distillation for Object Detection", NeurIPS 2022, section 3."""
+"""The paper's loss: de Rijk et al., "Structural Knowledge Distillation for Object Detection", NeurIPS 2022."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class SSIMFeatureLoss(FeatureLoss):
     """mean (1 - SSIM(psi(S), psi(T))) / 2 per level, in [0, 1], with SSIM = l^alpha * c^beta * s^gamma.
 
     Args:
-        normalize: axes of the min-max rescaling psi: "tensor", "sample", "channel" (per sample and channel), or None. The
-            paper leaves the axes open; "channel" keeps a few large activations from pushing the variance of all other
-            channels below SSIM's constants.
-        detach_range: treat the rescaling's minimum and maximum as constants in the gradient.
+        normalize: axes of the min-max rescaling psi: "tensor", "sample", "channel" (of every sample), or None. The
+            paper leaves the axes open; "channel" keeps a few large activations from pushing the variance of all
+            other channels below SSIM's constants.
+        detach_range: treat the rescaling's minimum and maximum as constants in the gradient. The loss does not change
+            when a channel is shifted or scaled, but the gradient then says it does, and the student's biases drift
+            without end.
         window_size, sigma: Gaussian window in pixels; 11 and 1.5 in the paper.
         k1, k2: SSIM's constants; .01 and .03 in the paper.
         exponents: (alpha, beta, gamma) of luminance, contrast and structure.
@@ -32,7 +34,7 @@ class SSIMFeatureLoss(FeatureLoss):
         self,
         *,
         normalize: Axes | None = "channel",
-        detach_range: bool = True,
+        detach_range: bool = False,
         window_size: int = 11,
         sigma: float = 1.5,
         k1: float = 0.01,

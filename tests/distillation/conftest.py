@@ -1,21 +1,32 @@
 """Tiny detectors and a tiny COCO folder, so that every test takes seconds at most."""
 
-import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from kd.models import build
 
+# Under import mode importlib the folder of the tests is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_coco import write_coco
+
 TINY = {"min_size": 64, "max_size": 96, "fpn_channels": 16, "norm": "frozen_bn"}
-COLOURS = {3: (220, 40, 40), 7: (40, 60, 220)}  # category id -> colour of its rectangles
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny tensors gain nothing from threads and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tiny_detector(name="retinanet", backbone="mobilenet_v2", **options):
@@ -46,47 +57,6 @@ def batch():
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
     ]
     return images, targets
-
-
-def write_coco(root: Path, images_per_split=8, size=(72, 56)):
-    """A COCO folder of coloured rectangles: categories 3 and 7, a crowd box, a degenerate box, an empty image."""
-    generator = torch.Generator().manual_seed(1)
-    (root / "annotations").mkdir(parents=True)
-    for split in ("train2017", "val2017"):
-        (root / split).mkdir()
-        images, annotations = [], []
-        for image_id in range(10, 10 + images_per_split):
-            width, height = size if image_id % 2 else size[::-1]
-            picture = Image.new("RGB", (width, height), (128, 128, 128))
-            if image_id != 10:  # image 10 stays empty
-                category = 3 if image_id % 3 else 7
-                x, y = torch.randint(4, 16, (2,), generator=generator).tolist()
-                w, h = torch.randint(16, 34, (2,), generator=generator).tolist()
-                ImageDraw.Draw(picture).rectangle((x, y, x + w - 1, y + h - 1), fill=COLOURS[category])
-                boxes = [([x, y, w, h], category, 0)]
-                if image_id == 11:
-                    boxes += [([0.0, 0.0, 20.0, 12.0], 3, 1), ([30.0, 8.0, 0.0, 5.0], 7, 0)]
-                for box, category_id, crowd in boxes:
-                    annotations.append(
-                        {
-                            "id": len(annotations) + 1,
-                            "image_id": image_id,
-                            "category_id": category_id,
-                            "bbox": box,
-                            "area": box[2] * box[3] * 0.9,
-                            "iscrowd": crowd,
-                        }
-                    )
-            name = f"{image_id:012d}.png"
-            picture.save(root / split / name)
-            images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        content = {
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}],
-        }
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return root
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_training_drops_what_can_not_be_learnt(coco_root):
     data = CocoDetection(*paths(coco_root), training=True)
     assert [r.image_id for r in data.records] == list(range(11, 18))  # image 10 has no box
     image, target = data[0]
-    assert image.dtype == torch.float32 and image.shape == (3, 56, 72) and 0 <= image.min() and image.max() <= 1
+    assert image.dtype == torch.float32 and image.shape == (3, 56, 72) and image.min() >= 0 and image.max() <= 1
     assert len(target["boxes"]) == 1 and target["iscrowd"].tolist() == [0]  # without the crowd and the degenerate box
     x1, y1, x2, y2 = target["boxes"][0].int().tolist()
     inside, outside = image[:, y1:y2, x1:x2], image[:, y2 + 1 :, :]
@@ -91,7 +91,7 @@ def test_wrong_annotations_name_the_file(coco_root, change, message):
 
 def test_missing_and_corrupt_files_name_themselves(coco_root):
     images, annotations = paths(coco_root)
-    with pytest.raises(DataError, match="nowhere.json: no such annotation file"):
+    with pytest.raises(DataError, match=r"nowhere.json: no such annotation file"):
         CocoDetection(images, coco_root / "nowhere.json")
     with pytest.raises(DataError, match="nowhere: no such image folder"):
         CocoDetection(coco_root / "nowhere", annotations)
@@ -107,7 +107,7 @@ def test_missing_and_corrupt_files_name_themselves(coco_root):
     annotations.write_text("{")
     with pytest.raises(DataError, match=r"instances_train2017.json: not valid JSON"):
         CocoDetection(images, annotations)
-    with pytest.raises(DataError, match="no such folder; data.root"):
+    with pytest.raises(DataError, match=r"no such folder; data.root"):
         CocoDataModule(str(coco_root / "nowhere")).setup()
 
 

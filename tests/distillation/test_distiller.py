@@ -1,10 +1,14 @@
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import kd
+from kd.checks import family
+from kd.models import build
 from kd.taps import tapped
 
 
@@ -96,6 +100,7 @@ def test_teacher_stays_in_evaluation_mode_and_follows_to(make_detector, batch):
     teacher = make_detector(backbone="resnet18", norm="bn")
     model = kd.distill(make_detector(), teacher)
     before = {name: value.clone() for name, value in teacher.named_buffers()}
+    teacher.train()
     model.train()
     assert model.student.training and not any(m.training for m in teacher.modules())
     model(*batch)
@@ -119,13 +124,19 @@ def test_one_transform_and_no_teacher_heads(pair, batch, monkeypatch):
     student, teacher = pair
     model = kd.distill(student, teacher).train()
     calls = []
-    for name, module in (("student", student.transform), ("teacher", teacher.transform), ("teacher body", teacher.backbone)):
+    for name, module in (
+        ("student", student.transform),
+        ("teacher", teacher.transform),
+        ("teacher body", teacher.backbone),
+    ):
         module.register_forward_hook(lambda *_, name=name: calls.append(name))
     for head in ("head", "rpn", "roi_heads"):
         if hasattr(teacher, head):
             getattr(teacher, head).register_forward_hook(lambda *_: calls.append("head"))
+    graph = []
+    teacher.backbone.register_forward_hook(lambda *_: graph.append(torch.is_grad_enabled()))
     losses = model(*batch)
-    assert calls == ["student", "teacher body"]
+    assert calls == ["student", "teacher body"] and graph == [False]
     assert losses["loss_distill"].requires_grad
 
 
@@ -172,18 +183,26 @@ def test_adapters(make_detector):
     narrow, wide = make_detector(), make_detector(fpn_channels=24)
     adapters = kd.distill(narrow, wide).adapters
     assert {a.weight.shape for a in adapters.values()} == {(24, 16, 1, 1)} and len(adapters) == 5
-    with pytest.raises(ValueError, match="adapters: 'never'.*16, 24"):
+    with pytest.raises(ValueError, match=r"adapters: 'never'.*16, 24"):
         kd.distill(narrow, wide, adapters="never")
     assert len(kd.distill(narrow, make_detector()).adapters) == 0
     assert len(kd.distill(narrow, make_detector(backbone="resnet18")).adapters) == 5
     assert len(kd.distill(narrow, make_detector(backbone="resnet18"), adapters="never").adapters) == 0
 
 
+def test_families():
+    with torch.device("meta"):
+        found = [family(build("retinanet", backbone=name)) for name in ("resnet18", "resnet50", "resnext50_32x4d")]
+        found.append(family(build("retinanet", backbone="mobilenet_v3_small")))
+        found.append(family(build("faster_rcnn", backbone="resnet50")))
+    assert found[0] == found[1] and len(set(found)) == 4
+
+
 def test_start_up_checks_say_what_differs(make_detector):
     student = make_detector()
     with pytest.raises(ValueError, match=r"image_mean is \[0.485.*\[0.0, 0.0, 0.0\] in the teacher"):
         kd.distill(student, make_detector(image_mean=[0.0, 0.0, 0.0]))
-    with pytest.raises(ValueError, match="level_map.*'pool'.*stride 64"):
+    with pytest.raises(ValueError, match=r"level_map.*'pool'.*stride 64"):
         kd.distill(student, make_detector("faster_rcnn"))
     with pytest.raises(ValueError, match="'0' and '0' differ in stride"):
         kd.distill(student, make_detector("faster_rcnn"), level_map={"0": "0"})
@@ -211,3 +230,8 @@ def test_probing_leaves_batch_statistics_and_modes_alone(make_detector):
     kd.distill(student, teacher)
     assert student.backbone.body.training and not student.backbone.fpn.training
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_importing_the_package_does_not_import_lightning():
+    program = "import sys, kd; sys.exit(any(name.startswith(('lightning', 'torchmetrics')) for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

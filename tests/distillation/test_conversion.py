@@ -1,0 +1,110 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from kd.conversion import FORMATS, load_features
+from kd.models import DetectorConfig, build
+
+
+def source_detector(name, **options):
+    torch.manual_seed(1)
+    model = build(name, backbone="resnet50", num_classes=4, fpn_channels=32, norm="frozen_bn", **options).eval()
+    for key, buffer in model.backbone.named_buffers():
+        if key.endswith("running_mean"):
+            nn.init.normal_(buffer, std=0.1)
+    return model
+
+
+def mmdet_names(model, levels):
+    """What mmdetection calls these entries (checked against its RetinaNet and Faster R-CNN configurations)."""
+    state = {}
+    for key, value in model.backbone.state_dict().items():
+        key = re.sub(r"^body\.", "backbone.", key)
+        key = re.sub(r"^fpn\.inner_blocks\.(\d)\.0", r"neck.lateral_convs.\1.conv", key)
+        key = re.sub(r"^fpn\.layer_blocks\.(\d)\.0", r"neck.fpn_convs.\1.conv", key)
+        key = re.sub(r"^fpn\.extra_blocks\.p(\d)", lambda m: f"neck.fpn_convs.{int(m[1]) - 6 + levels}.conv", key)
+        state[key] = value
+    state["backbone.bn1.num_batches_tracked"] = torch.tensor(5)
+    state["bbox_head.retina_cls.weight"] = torch.zeros(3)
+    return state
+
+
+def detectron2_names(model, first):
+    state = {}
+    for key, value in model.backbone.state_dict().items():
+        key = re.sub(r"^body\.conv1", "backbone.bottom_up.stem.conv1", key)
+        key = re.sub(r"^body\.bn1", "backbone.bottom_up.stem.conv1.norm", key)
+        key = re.sub(r"^body\.layer(\d)", lambda m: f"backbone.bottom_up.res{int(m[1]) + 1}", key)
+        key = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", key).replace("downsample.0", "shortcut")
+        key = key.replace("downsample.1", "shortcut.norm")
+        key = re.sub(r"^fpn\.inner_blocks\.(\d)\.0", lambda m: f"backbone.fpn_lateral{int(m[1]) + first}", key)
+        key = re.sub(r"^fpn\.layer_blocks\.(\d)\.0", lambda m: f"backbone.fpn_output{int(m[1]) + first}", key)
+        key = re.sub(r"^fpn\.extra_blocks", "backbone.top_block", key)
+        state[key] = value
+    state["head.cls_score.weight"] = state["pixel_mean"] = torch.zeros(3)
+    return state
+
+
+def original_features(model, rgb, kind):
+    """The features as the original library computes them from pixels in [0, 1]."""
+    mean = torch.tensor([123.675, 116.28, 103.53])
+    std = torch.tensor([58.395, 57.12, 57.375])
+    if kind.bgr:
+        rgb, mean = rgb.flip(1), mean.flip(0)
+        std = torch.tensor(kind.pixel_std)
+    x = (255 * rgb - mean[None, :, None, None]) / std[None, :, None, None]
+    if kind.stride_in_1x1:
+        for layer in (2, 3, 4):
+            block = getattr(model.backbone.body, f"layer{layer}")[0]
+            block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+    return model.backbone(x)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("format_name", list(FORMATS))
+def test_converted_features_equal_the_original(name, format_name, tmp_path):
+    kind = FORMATS[format_name]
+    relu = {"relu_before_p7": kind.relu_before_p7} if name == "retinanet" else {}
+    original = source_detector(name, **relu)
+    # Weights for BGR pixels of another range: as large as the real ones, so that activations do not vanish.
+    if kind.pixel_std:
+        original.backbone.body.conv1.weight.data /= 57
+    levels, first = (3, 3) if name == "retinanet" else (4, 2)
+    state = mmdet_names(original, levels) if kind.library == "mmdet" else detectron2_names(original, first)
+    torch.save({"state_dict": state, "meta": {"epoch": 12}}, tmp_path / "teacher.pth")
+    config = DetectorConfig(
+        name=name, backbone="resnet50", num_classes=4, weights=str(tmp_path / "teacher.pth"),
+        weights_format=format_name, options={"fpn_channels": 32},
+    )  # fmt: skip
+    converted = build(config).eval()
+    assert not config.heads_are_trained
+    rgb = torch.rand(1, 3, 64, 96)
+    normalised = torch.stack([converted.transform.normalize(image) for image in rgb])
+    with torch.no_grad():
+        expected, found = original_features(original, rgb, kind), converted.backbone(normalised)
+    assert list(found) == list(expected)
+    for level in expected:
+        assert expected[level].std() > 1e-6
+        torch.testing.assert_close(
+            found[level], expected[level], rtol=1e-3, atol=1e-4 * float(expected[level].abs().max())
+        )
+
+
+def test_wrong_checkpoints_are_errors():
+    original = source_detector("retinanet", relu_before_p7=False)
+    state = mmdet_names(original, 3)
+    target = source_detector("retinanet", relu_before_p7=False)
+    with pytest.raises(ValueError, match="weights_format: got 'keras'"):
+        load_features(target, state, "keras")
+    with pytest.raises(ValueError, match="build the detector with relu_before_p7=False"):
+        load_features(source_detector("retinanet"), state, "mmdet")
+    with pytest.raises(ValueError, match=r"1 missing \(body.layer3.5.conv3.weight\)"):
+        load_features(target, {k: v for k, v in state.items() if k != "backbone.layer3.5.conv3.weight"}, "mmdet")
+    with pytest.raises(ValueError, match=r"entry 'neck.bottleneck.weight' is not known"):
+        load_features(target, {**state, "neck.bottleneck.weight": torch.zeros(1)}, "mmdet")
+    with pytest.raises(ValueError, match=r"1 unexpected \(body.layer5.0.conv1.weight\)"):
+        load_features(target, {**state, "backbone.layer5.0.conv1.weight": torch.zeros(1)}, "mmdet")
+    with pytest.raises(ValueError, match="weights must name a file"):
+        build(DetectorConfig(backbone="resnet18", weights_format="mmdet"))

@@ -1,0 +1,41 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_coco import write_coco
+from training_runs import logged, write_config
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
+    # One size, so that no batch pads: padding depends on which images share a process.
+    root = write_coco(tmp_path / "coco", images_per_split=7, size=(64, 64))
+    states, figures, losses = [], [], []
+    for processes in (1, 2):
+        run = tmp_path / f"{processes}"
+        path = Path(write_config("retinanet", root, run, data__batch_size=2 // processes))
+        content = yaml.safe_load(path.read_text())
+        # Its activations neither vanish nor explode untrained, so that rounding is not magnified by the rescaling.
+        for role in ("student", "teacher"):
+            content["model"][role]["backbone"] = "resnet18"
+            del content["model"][role]["options"]["width_mult"]
+        content["trainer"].update(devices=processes, strategy="ddp" if processes > 1 else "auto")
+        content["model"]["optimizer"] = {"name": "sgd", "lr": 0.001}
+        path.write_text(yaml.safe_dump(content))
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes > 1 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "kd", "fit", "--config", str(path)],
+            capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        states.append(torch.load(run / "student_last.pth", weights_only=True))
+        figures.append(logged(run, "AP50"))
+        losses.append(logged(run, "loss"))
+    assert len(losses[0]) == 6 and losses[0] != pytest.approx(losses[1], abs=1e-3)  # a rank's batch is half of it
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=1e-6, rtol=1e-5)
+    assert figures[0] == pytest.approx(figures[1], abs=1e-3)
