@@ -44,8 +44,7 @@ def peers() -> dict[str, tuple[Loss, str]]:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
 
-        # It pads by reflection and then crops that border from the map again.
-        found["torchmetrics"] = (lambda x, y: 1 - structural_similarity_index_measure(x, y, data_range=1.0), "valid")
+        found["torchmetrics"] = (lambda x, y: 1 - structural_similarity_index_measure(x, y, data_range=1.0), "reflect")
     except ImportError:
         pass
     try:

@@ -56,6 +56,8 @@ ssim::Problem make_problem(const Doubles& taps, const Doubles& exponents, double
 }
 
 ssim::Level make_level(const Tensor& x, const Tensor& y, const ssim::Problem& p) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "fused_ssim: want (N, C, H, W), got ", x.dim(), " and ", y.dim(),
+                  " axes");
   ssim::Level level;
   level.n = x.size(0), level.c = x.size(1), level.h = x.size(2), level.w = x.size(3);
   for (int i = 0; i < 4; ++i)
@@ -89,14 +91,15 @@ ssim::Parallel torch_threads() {
 std::tuple<Tensor, Tensors, Tensors> ssim_sums(Tensors x, Tensors y, Tensors weight, Doubles offset, Doubles slope,
                                                Doubles l1, Doubles grad_scale, Doubles taps, Doubles exponents,
                                                double c1, double c2, double data_range, std::string padding,
-                                               int64_t window_size, std::string normalize, bool per_sample, bool grad_x,
-                                               bool grad_y) {
+                                               int64_t window_size, std::string normalize, bool detach_range,
+                                               bool per_sample, bool grad_x, bool grad_y) {
   const size_t count = x.size();
   STD_TORCH_CHECK(count > 0 && y.size() == count && (weight.empty() || weight.size() == count) &&
                       offset.size() == count && slope.size() == count && l1.size() == count &&
                       grad_scale.size() == count,
                   "fused_ssim: every list must have one entry for each level");
-  const ssim::Problem p = make_problem(taps, exponents, c1, c2, data_range, padding, window_size, normalize);
+  ssim::Problem p = make_problem(taps, exponents, c1, c2, data_range, padding, window_size, normalize);
+  p.detach_range = detach_range;
   std::vector<ssim::Level> levels;
   Tensors grads_x, grads_y;
   for (size_t i = 0; i < count; ++i) {

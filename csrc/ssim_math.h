@@ -79,30 +79,25 @@ SSIM_HD Pixel<V> paired_pixel(V mu_u, V mu_v, V e_uu, V e_vv, const Constants<S>
   const V inverse = S(1) / (b1 * b2);
   const V inverse_b1 = inverse * b2, inverse_b2 = inverse * b1;
   Pixel<V> r;
-  V s_a1, s_b1, s_a2, s_b2;  // derivatives of SSIM, those by b1 and b2 with their sign turned
+  V s_a1, s_a2;  // derivatives of SSIM by a1 and a2
   if constexpr (form == Form::kPlain) {
     s_a2 = a1 * inverse;
     s_a1 = a2 * inverse;
     r.value = s_a2 * a2;
-    s_b1 = r.value * inverse_b1;
-    s_b2 = r.value * inverse_b2;
   } else {
-    const V l = a1 * inverse_b1, cs = a2 * inverse_b2;
     V l_pow, l_slope, cs_pow, cs_slope;
-    power(l, k.alpha, l_pow, l_slope);
-    power(cs, k.beta, cs_pow, cs_slope);
+    power(a1 * inverse_b1, k.alpha, l_pow, l_slope);
+    power(a2 * inverse_b2, k.beta, cs_pow, cs_slope);
     r.value = l_pow * cs_pow;
     s_a1 = l_slope * cs_pow * inverse_b1;
     s_a2 = l_pow * cs_slope * inverse_b2;
-    s_b1 = s_a1 * l;
-    s_b2 = s_a2 * cs;
   }
-  r.d_uu = (s_a2 - s_b2) * S(0.5);
-  r.d_vv = (s_a2 + s_b2) * S(-0.5);
-  // p and q enter both factors: d/dp = (s_a1 - s_b1) / 2 - d_uu, d/dq = -(s_a1 + s_b1) / 2 - d_vv, and dp/dE[u] = 2
-  // E[u].
-  r.d_u = mu_u * ((s_a1 - s_b1) - r.d_uu * S(2));
-  r.d_v = mu_v * ((s_a1 + s_b1) * S(-1) - r.d_vv * S(2));
+  // Not s_a1 - s_a1 * l and s_a2 - s_a2 * cs, which cancel where x and y are nearly equal.
+  const V gap1 = s_a1 * (q * inverse_b1), gap2 = s_a2 * (var_v * inverse_b2);
+  r.d_uu = gap2 * S(0.5);
+  r.d_vv = r.d_uu - s_a2;
+  r.d_u = mu_u * (gap1 - gap2);
+  r.d_v = mu_v * ((gap1 - gap2) + (s_a2 - s_a1) * S(2));
   return r;
 }
 
@@ -126,7 +121,7 @@ SSIM_HD Pixel<V> separate_pixel(V mu_u, V mu_v, V e_uu, V e_vv, V e_uv, const Co
   power(s, k.gamma, s_pow, s_slope);
   Pixel<V> r;
   r.value = l_pow * c_pow * s_pow;
-  const V s_a1 = l_slope * c_pow * s_pow * inverse_b1, s_b1 = s_a1 * l;
+  const V s_a1 = l_slope * c_pow * s_pow * inverse_b1, gap1 = s_a1 * (q * inverse_b1);
   const V s_c = l_pow * c_slope * s_pow * inverse_b2;
   const V s_s = l_pow * c_pow * s_slope * inverse_b3;
   const V d_deviations = s_c * S(2) - s_s * s;  // by sqrt(var_x var_y)
@@ -136,8 +131,8 @@ SSIM_HD Pixel<V> separate_pixel(V mu_u, V mu_v, V e_uu, V e_vv, V e_uv, const Co
   r.d_uu = sum + s_s * S(0.25);
   r.d_vv = sum - s_s * S(0.25);
   r.d_uv = (d_x - d_y) * S(0.5);
-  r.d_u = mu_u * ((s_a1 - s_b1) - r.d_uu * S(2)) - mu_v * r.d_uv;
-  r.d_v = mu_v * ((s_a1 + s_b1) * S(-1) - r.d_vv * S(2)) - mu_u * r.d_uv;
+  r.d_u = mu_u * (gap1 - r.d_uu * S(2)) - mu_v * r.d_uv;
+  r.d_v = mu_v * (gap1 - (s_a1 + r.d_vv) * S(2)) - mu_u * r.d_uv;
   return r;
 }
 

@@ -37,6 +37,7 @@ struct Problem {
   int window_radius = kRadius;  // "valid" leaves out this many pixels on each side
   Padding padding = Padding::kSame;
   Normalize normalize = Normalize::kNone;
+  bool detach_range = true;  // minimum and maximum are constants to the gradient
 
   Form form() const {
     if (beta != gamma) return Form::kSeparate;

@@ -217,8 +217,10 @@ def pyramid_ssim_loss(
         raise ValueError(f"the levels of xs must share one dtype and device, got {sorted(map(str, kinds))}")
     dtype = levels[0][0].dtype
     backend = dispatch.choose(backend, levels[0][0], options)
-    if normalize is not None and (reduction == "none" or not detach_range):
-        # The kernels normalise inside the reducing pass, with constant ranges; anything else goes through torch.
+    shared_range = normalize == "tensor" and reduction == "sample" and not detach_range
+    if normalize is not None and (reduction == "none" or shared_range):
+        # The kernels normalise inside the reducing pass alone, and there save one gradient, to be scaled sample by
+        # sample: not that of an extreme which several samples share.
         levels = [
             (reference.min_max(x, normalize, detach_range), reference.min_max(y, normalize, detach_range), weight)
             for x, y, weight in levels
@@ -230,7 +232,7 @@ def pyramid_ssim_loss(
             for factor, level in zip(factors, levels, strict=True)
         ]
         return [result if x.dim() == 4 else result.squeeze(0) for result, x in zip(maps, xs, strict=True)]
-    return _reduce(levels, options, _SSIM_LOSS, factors, reduction, normalize, backend)
+    return _reduce(levels, options, _SSIM_LOSS, factors, reduction, normalize, detach_range, backend)
 
 
 def _level_factors(level_weights: Sequence[float] | None, count: int) -> list[float]:
@@ -316,7 +318,7 @@ def _single(
     level = check_inputs(x, y, weight, options)
     backend = dispatch.choose(backend, level[0], options)
     if reduction != "none":
-        return _reduce([level], options, pixel, [1.0], reduction, None, backend)
+        return _reduce([level], options, pixel, [1.0], reduction, None, True, backend)
     result = _map(*level, options, pixel, backend)
     return result if x.dim() == 4 else result.squeeze(0)
 
@@ -345,6 +347,7 @@ def _reduce(
     factors: list[float],
     reduction: str,
     normalize: str | None,
+    detach_range: bool,
     backend: str,
 ) -> Tensor:
     """The reduction over all levels in one operator call (or through maps where no kernel serves)."""
@@ -365,7 +368,8 @@ def _reduce(
     if backend == "reference" or differentiable_weight:
         if normalize is not None:
             levels = [
-                (reference.min_max(x, normalize), reference.min_max(y, normalize), weight) for x, y, weight in levels
+                (reference.min_max(x, normalize, detach_range), reference.min_max(y, normalize, detach_range), weight)
+                for x, y, weight in levels
             ]
         values = torch.stack(
             [
@@ -374,7 +378,7 @@ def _reduce(
             ]
         )
     else:
-        values = ops.ssim_sums(levels, options, pixels, normalize, per_sample)  # [L] or [L, N]
+        values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample)  # [L] or [L, N]
     if weighted and reduction != "sum":
         axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
         totals = torch.stack([weight.sum(axes) for _, _, weight in levels if weight is not None]).to(values.dtype)

@@ -18,7 +18,7 @@ _DEFINITION = "float[] taps, float[] exponents, float c1, float c2, float data_r
 _library = torch.library.Library("fused_ssim", "DEF")
 _library.define(
     "ssim_sums(Tensor[] x, Tensor[] y, Tensor[] weight, float[] offset, float[] slope, float[] l1, float[] grad_scale, "
-    f"{_DEFINITION}, str normalize, bool per_sample, bool grad_x, bool grad_y) -> (Tensor, Tensor[], Tensor[])"
+    f"{_DEFINITION}, str normalize, bool detach_range, bool per_sample, bool grad_x, bool grad_y) -> (Tensor, Tensor[], Tensor[])"
 )
 _library.define(f"ssim_map(Tensor x, Tensor y, {_DEFINITION}) -> Tensor")
 _library.define(
@@ -49,6 +49,7 @@ def ssim_sums(
     options: SSIMOptions,
     pixels: Sequence[tuple[float, float, float]],
     normalize: str | None,
+    detach_range: bool,
     per_sample: bool,
 ) -> Tensor:
     """For each level the sum over pixels of ``weight * (offset + slope * SSIM) + l1 * |x - y|``, (L,) or (L, N).
@@ -73,6 +74,7 @@ def ssim_sums(
         grad_scale,
         *_definition(options),
         normalize or "",
+        detach_range,
         per_sample,
         enabled and any(x.requires_grad for x in xs),
         enabled and any(y.requires_grad for y in ys),

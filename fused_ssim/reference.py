@@ -45,7 +45,7 @@ def power(base: Tensor, exponent: float) -> Tensor:
     if exponent == 1.0:
         return base
     if exponent == 0.0:
-        return torch.ones_like(base)
+        return base**0.0  # ones with a gradient of zero, where ones_like would cut the graph
     return base.clamp(min=POWER_FLOOR) ** exponent
 
 

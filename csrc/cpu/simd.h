@@ -166,7 +166,8 @@ struct VectorMath {
       for (int i = 0; i < kLanes<T>; ++i) r[i] = __builtin_pow(a[i], e[i]);
       return r;
     } else {
-      return exp2(log2(a) * e);
+      const V r = exp2(log2(a) * e);
+      return a == a ? r : a;  // a NaN's bits are no number to log2
     }
   }
 

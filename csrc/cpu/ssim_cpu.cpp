@@ -6,7 +6,7 @@
 #include <limits>
 #include <memory>
 
-#include "rows.h"
+#include "ranges.h"
 
 namespace ssim {
 namespace {
@@ -42,40 +42,11 @@ const UnitKernels& current_kernels() {
 
 UnitSums run(const UnitKernels& k, const UnitCall<float>& call) { return k.run_float(call); }
 UnitSums run(const UnitKernels& k, const UnitCall<double>& call) { return k.run_double(call); }
-Range widen(const UnitKernels& k, const float* row, int64_t count, Range r) { return k.range_float(row, count, r); }
-Range widen(const UnitKernels& k, const double* row, int64_t count, Range r) { return k.range_double(row, count, r); }
-
-constexpr Range kNothing = {std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()};
-
-// Minimum and maximum of plane (n, c), as low and scale.
-template <class T>
-Range plane_extremes(const UnitKernels& kernels, const Level& level, const View& view, int64_t n, int64_t c, T* copy) {
-  const DType native = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
-  Range r = kNothing;
-  for (int64_t h = 0; h < level.h; ++h) {
-    const int64_t offset = n * view.stride_n + c * view.stride_c + h * view.stride_h;
-    const T* row = static_cast<const T*>(view.data) + offset;
-    for (int64_t begin = 0; begin < level.w; begin += kWholeColumns) {
-      const int64_t count = std::min(kWholeColumns, level.w - begin);
-      if (view.dtype == native && view.stride_w == 1) {
-        r = widen(kernels, row + begin, count, r);
-      } else {
-        load_row(copy, view, offset + begin * view.stride_w, count);
-        r = widen(kernels, copy, count, r);
-      }
-    }
-  }
-  return r;
+Extremes widen(const UnitKernels& k, const float* row, int64_t count, Extremes e) {
+  return k.widen_float(row, count, e);
 }
-
-Range joined(Range a, Range b) { return {std::min(a.low, b.low), std::max(a.scale, b.scale)}; }
-
-// Turns extremes into the map to [0, 1] (a constant becomes 0), divided by data_range.
-template <class T>
-Range to_unit(Range extremes, double data_range) {
-  const T extent = static_cast<T>(extremes.scale) - static_cast<T>(extremes.low);
-  const bool constant = extent < std::numeric_limits<T>::min();
-  return {extremes.low, constant ? 0.0 : 1.0 / (static_cast<double>(extent) * data_range)};
+Extremes widen(const UnitKernels& k, const double* row, int64_t count, Extremes e) {
+  return k.widen_double(row, count, e);
 }
 
 struct FreeDeleter {
@@ -99,7 +70,7 @@ class Run {
   }
 
   void go() {
-    if (problem_.normalize != Normalize::kNone) find_ranges();
+    if (problem_.normalize != Normalize::kNone) find_extremes();
     std::atomic<int64_t> next{0};
     parallel_.run(std::min(parallel_.threads, units_), [&](int64_t) {
       std::unique_ptr<void, FreeDeleter> memory(std::aligned_alloc(64, kWorkspaceBytes));
@@ -114,6 +85,11 @@ class Run {
         for (int64_t u = begin; u < end; ++u) sums_[u] = one(u, workspace);
       }
     });
+    if (problem_.normalize != Normalize::kNone && !problem_.detach_range)
+      for (size_t l = 0; l < levels_.size(); ++l) {
+        if (levels_[l].grad_x.data) settle_extremes(l, 0, levels_[l].x, levels_[l].grad_x);
+        if (levels_[l].grad_y.data) settle_extremes(l, 1, levels_[l].y, levels_[l].grad_y);
+      }
   }
 
   void collect(bool per_sample, double* values) const {
@@ -144,7 +120,7 @@ class Run {
     return std::min(std::max<int64_t>(1, kGrabPixels / pixels), first_unit_[l + 1] - unit);
   }
 
-  UnitSums one(int64_t index, Workspace& workspace) const {
+  UnitSums one(int64_t index, Workspace& workspace) {
     const size_t l = level_of(index);
     const Level& level = levels_[l];
     const CpuPlan& plan = plans_[l];
@@ -158,48 +134,80 @@ class Run {
                  strip * columns, std::min(level.w, (strip + 1) * columns)};
     if (problem_.normalize == Normalize::kNone) {
       call.range_x.scale = call.range_y.scale = 1.0 / problem_.data_range;
-    } else if (ranges_.empty()) {
-      T* copy = static_cast<T*>(workspace.memory);
-      workspace.width = -1;  // the copy spoils its zero margins
-      call.range_x = plane_range(level, level.x, call.unit, copy);
-      call.range_y = plane_range(level, level.y, call.unit, copy);
     } else {
-      call.range_x = ranges_[2 * (first_plane_[l] + plane)];
-      call.range_y = ranges_[2 * (first_plane_[l] + plane) + 1];
+      Extremes* extremes = &extremes_[2 * (first_plane_[l] + plane)];
+      if (whole_planes()) find_plane(level, plane, extremes);
+      call.range_x = to_unit<T>(extremes[0], problem_.data_range);
+      call.range_y = to_unit<T>(extremes[1], problem_.data_range);
     }
     return run(kernels_, call);
   }
 
-  Range plane_range(const Level& level, const View& view, const Unit& unit, T* copy) const {
-    return to_unit<T>(plane_extremes(kernels_, level, view, unit.n, unit.c, copy), problem_.data_range);
+  // Whether each unit holds all pixels of its ranges, and so finds them itself while they are in its cache.
+  bool whole_planes() const {
+    return problem_.normalize == Normalize::kChannel &&
+           std::all_of(plans_.begin(), plans_.end(), [](CpuPlan p) { return p.strips * p.bands == 1; });
   }
 
-  // The range of every plane, ahead of the units; not needed where a unit holds the whole region of one.
-  void find_ranges() {
-    const bool whole = std::all_of(plans_.begin(), plans_.end(), [](CpuPlan p) { return p.strips * p.bands == 1; });
-    if (problem_.normalize == Normalize::kChannel && whole) return;
-    ranges_.resize(2 * planes_);
+  // Planes that share a range.
+  int64_t group_of(size_t l) const {
+    if (problem_.normalize == Normalize::kTensor) return levels_[l].n * levels_[l].c;
+    return problem_.normalize == Normalize::kSample ? levels_[l].c : 1;
+  }
+
+  void find_plane(const Level& level, int64_t plane, Extremes* extremes) const {
+    for (int side = 0; side < 2; ++side) {
+      extremes[side] = kNothing;
+      for_pieces<T>(level, side ? level.y : level.x, plane / level.c, plane % level.c,
+                    [&](const T* pixels, int64_t count, int64_t, int64_t) {
+                      extremes[side] = widen(kernels_, pixels, count, extremes[side]);
+                    });
+    }
+  }
+
+  void find_extremes() {
+    extremes_.resize(2 * planes_);
+    if (whole_planes()) return;
     parallel_.run(planes_, [&](int64_t i) {
       const size_t l = std::upper_bound(first_plane_.begin(), first_plane_.end(), i) - first_plane_.begin() - 1;
-      const Level& level = levels_[l];
-      const int64_t plane = i - first_plane_[l];
-      T copy[kWholeColumns];
-      ranges_[2 * i] = plane_extremes(kernels_, level, level.x, plane / level.c, plane % level.c, copy);
-      ranges_[2 * i + 1] = plane_extremes(kernels_, level, level.y, plane / level.c, plane % level.c, copy);
+      find_plane(levels_[l], i - first_plane_[l], &extremes_[2 * i]);
     });
     for (size_t l = 0; l < levels_.size(); ++l) {
-      const int64_t planes = levels_[l].n * levels_[l].c;
-      const int64_t group = problem_.normalize == Normalize::kTensor   ? planes
-                            : problem_.normalize == Normalize::kSample ? levels_[l].c
-                                                                       : 1;
-      for (int64_t begin = first_plane_[l]; begin < first_plane_[l] + planes; begin += group)
+      const int64_t group = group_of(l), end = first_plane_[l] + levels_[l].n * levels_[l].c;
+      for (int64_t begin = first_plane_[l]; begin < end; begin += group)
         for (int side = 0; side < 2; ++side) {
-          Range r = kNothing;
-          for (int64_t i = begin; i < begin + group; ++i) r = joined(r, ranges_[2 * i + side]);
-          r = to_unit<T>(r, problem_.data_range);
-          for (int64_t i = begin; i < begin + group; ++i) ranges_[2 * i + side] = r;
+          Extremes all = kNothing;
+          for (int64_t i = begin; i < begin + group; ++i) all = joined(all, extremes_[2 * i + side]);
+          for (int64_t i = begin; i < begin + group; ++i) extremes_[2 * i + side] = all;
         }
     }
+  }
+
+  // With psi = (x - min) / (max - min), dL/dmax = -sum(dL/dx psi) and dL/dmin = sum(dL/dx (psi - 1)), shared evenly by
+  // the pixels that attain them.
+  void settle_extremes(size_t l, int side, const View& view, const View& grad) {
+    const Level& level = levels_[l];
+    const int64_t planes = level.n * level.c, group = group_of(l), units = plans_[l].strips * plans_[l].bands;
+    std::vector<ExtremeCounts> counts(planes);
+    parallel_.run(planes, [&](int64_t i) {
+      counts[i] = count_extremes<T>(level, view, i / level.c, i % level.c, extremes_[2 * (first_plane_[l] + i) + side]);
+    });
+    std::vector<double> at_low(planes / group), at_high(planes / group);
+    for (int64_t g = 0; g < planes / group; ++g) {
+      ExtremeCounts all;
+      for (int64_t i = g * group; i < (g + 1) * group; ++i) all.low += counts[i].low, all.high += counts[i].high;
+      double grads = 0, values = 0;
+      for (int64_t u = g * group * units; u < (g + 1) * group * units; ++u) {
+        const UnitSums& sums = sums_[first_unit_[l] + u];
+        grads += sums.grad[side], values += sums.grad_value[side] * problem_.data_range;
+      }
+      at_low[g] = (values - grads) / all.low;
+      at_high[g] = -values / all.high;
+    }
+    parallel_.run(planes, [&](int64_t i) {
+      add_at_extremes<T>(level, view, grad, i / level.c, i % level.c, extremes_[2 * (first_plane_[l] + i) + side],
+                         at_low[i / group], at_high[i / group]);
+    });
   }
 
   const Problem& problem_;
@@ -210,7 +218,7 @@ class Run {
   std::vector<int64_t> first_unit_, first_plane_;
   int64_t units_ = 0, planes_ = 0;
   std::vector<UnitSums> sums_;
-  std::vector<Range> ranges_;
+  std::vector<Extremes> extremes_;  // of x and y of each plane: those of its range
 };
 
 template <class T>

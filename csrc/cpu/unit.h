@@ -15,6 +15,12 @@ struct UnitSums {
   double ssim = 0;  // sum of seed * SSIM
   double seed = 0;  // sum of the seeds, or the number of map pixels where there are none
   double l1 = 0;    // sum of seed * |x - y|
+  // Sums of the gradient, and of gradient * x', by x and by y: what minimum and maximum receive. Only where asked for.
+  double grad[2] = {0, 0}, grad_value[2] = {0, 0};
+};
+
+struct Extremes {
+  double low, high;
 };
 
 // x' = (x - low) * scale before anything else, for x and for y.
@@ -56,8 +62,8 @@ struct UnitKernels {
   const char* name;
   UnitSums (*run_float)(const UnitCall<float>&);
   UnitSums (*run_double)(const UnitCall<double>&);
-  Range (*range_float)(const float* row, int64_t count, Range so_far);  // min and max as low and scale
-  Range (*range_double)(const double* row, int64_t count, Range so_far);
+  Extremes (*widen_float)(const float* row, int64_t count, Extremes so_far);
+  Extremes (*widen_double)(const double* row, int64_t count, Extremes so_far);
 };
 
 const UnitKernels* kernels_baseline();

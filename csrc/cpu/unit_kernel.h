@@ -393,6 +393,8 @@ class UnitKernel {
       seed = seed_;
     }
     Output to_x(*this, level_.grad_x, p), to_y(*this, level_.grad_y, p);
+    V grads[2] = {}, grad_values[2] = {};
+    const bool track = p_.normalize != Normalize::kNone && !p_.detach_range;
     for (int64_t j = begin / lanes * lanes; j < end; j += lanes) {
       V f[maps ? maps : 1];
       for (int k = 0; k < maps; ++k) f[k] = filter_row(filtered_row(i, k) + j, taps_);
@@ -405,19 +407,39 @@ class UnitKernel {
         if (seed) l1 *= load(seed + j);
       }
       if constexpr (sides == 1) {
-        to_x.put(j, (f[0] + a * f[1] + b * f[2]) * by_x + l1);
+        const V of_x = (f[0] + a * f[1] + b * f[2]) * by_x + l1;
+        to_x.put(j, of_x);
+        if (track) {
+          const V kept = keep_lanes<T>(of_x, clamped(begin - j), clamped(end - j));
+          grads[0] += kept;
+          grad_values[0] += kept * (a + b);
+        }
       } else if constexpr (sides == 2) {
         V of_u = f[0] + a * f[2] * T(2), of_v = f[1] + b * f[3] * T(2);
         if constexpr (separate) {
           of_u += b * f[4];
           of_v += a * f[4];
         }
-        to_x.put(j, (of_u + of_v) * by_x + l1);
-        to_y.put(j, (of_u - of_v) * by_y - l1);
+        const V of_x = (of_u + of_v) * by_x + l1, of_y = (of_u - of_v) * by_y - l1;
+        to_x.put(j, of_x);
+        to_y.put(j, of_y);
+        if (track) {
+          const V kept_x = keep_lanes<T>(of_x, clamped(begin - j), clamped(end - j));
+          const V kept_y = keep_lanes<T>(of_y, clamped(begin - j), clamped(end - j));
+          grads[0] += kept_x;
+          grads[1] += kept_y;
+          grad_values[0] += kept_x * (a + b);
+          grad_values[1] += kept_y * (a - b);
+        }
       }
     }
     to_x.finish();
     if (sides == 2) to_y.finish();
+    if (track)
+      for (int side = 0; side < sides; ++side) {
+        sums_.grad[side] += total(grads[side]);
+        sums_.grad_value[side] += total(grad_values[side]) * 0.5;  // u + v = 2 x'
+      }
   }
 
   // A gradient row: straight to the tensor where it is dense, else through a row of scratch.
@@ -536,10 +558,10 @@ UnitSums run_unit(const UnitCall<T>& call) {
   }
 }
 
-// Widens [low, high] (in a Range's two fields) to the pixels of a row.
+// Widens the extremes to the pixels of a row. A NaN changes nothing here: it shows in the loss.
 template <class T>
-Range widen(const T* row, int64_t count, Range so_far) {
-  T low = static_cast<T>(so_far.low), high = static_cast<T>(so_far.scale);
+Extremes widen(const T* row, int64_t count, Extremes so_far) {
+  T low = static_cast<T>(so_far.low), high = static_cast<T>(so_far.high);
   typename Simd<T>::V lows{}, highs{};
   lows += low;
   highs += high;

@@ -149,10 +149,14 @@ DIGITS = DigitsConfig(
 )
 
 
-#: Anchors for objects of any size in images of ``Limits.longest`` pixels.
-OWN_DATA_ANCHORS = {
-    "retinanet": ((12.0, 18.0, 26.0), (36.0, 50.0, 68.0), (90.0, 116.0, 144.0)),
-    "faster_rcnn": ((20.0,), (48.0,), (110.0,)),
+#: Builder options for a COCO folder at ``Limits.longest`` pixels, where objects have any size. RetinaNet starts at
+#: stride 8 here: with 80 classes a level of stride 4 would take most of the time.
+OWN_DATA_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "retinanet": {
+        "tapped_blocks": ("6", "13", "17"),
+        "anchor_sizes": ((14.0, 20.0, 28.0), (36.0, 50.0, 68.0), (90.0, 116.0, 144.0)),
+    },
+    "faster_rcnn": {"anchor_sizes": ((20.0,), (48.0,), (110.0,))},
 }
 
 
@@ -166,9 +170,7 @@ def recipe(*, quick: bool = False, own_data: bool = False) -> Recipe:
     short = replace(RETINANET, teacher_steps=450, student_steps=300)
     detectors = (short,) if quick else (RETINANET, FASTER_RCNN)
     if own_data:
-        detectors = tuple(
-            replace(d, options={**d.options, "anchor_sizes": OWN_DATA_ANCHORS[d.name]}) for d in detectors
-        )
+        detectors = tuple(replace(d, options={**d.options, **OWN_DATA_OPTIONS[d.name]}) for d in detectors)
     return Recipe(
         detectors=detectors,
         methods=METHODS,
