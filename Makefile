@@ -16,7 +16,6 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 $(VENV)/torch.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip<26.2" 2>/dev/null || true
 	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26" "setuptools>=77" wheel ninja "pybind11>=2.12"
 	touch $@
 

@@ -18,7 +18,8 @@ _DEFINITION = "float[] taps, float[] exponents, float c1, float c2, float data_r
 _library = torch.library.Library("fused_ssim", "DEF")
 _library.define(
     "ssim_sums(Tensor[] x, Tensor[] y, Tensor[] weight, float[] offset, float[] slope, float[] l1, float[] grad_scale, "
-    f"{_DEFINITION}, str normalize, bool detach_range, bool per_sample, bool grad_x, bool grad_y) -> (Tensor, Tensor[], Tensor[])"
+    f"{_DEFINITION}, str normalize, bool detach_range, bool per_sample, bool grad_x, bool grad_y) "
+    "-> (Tensor, Tensor[], Tensor[])"
 )
 _library.define(f"ssim_map(Tensor x, Tensor y, {_DEFINITION}) -> Tensor")
 _library.define(

@@ -92,7 +92,8 @@ def min_max(x: Tensor, axes: str, detach_range: bool = True) -> Tensor:
     """psi of the paper: ``(x - min) / (max - min)`` over ``axes`` of x (N, C, H, W); a constant region becomes 0.
 
     axes: "tensor" (one range), "sample" (one per n), "channel" (one per n and c). ``detach_range`` treats min and
-    max as constants; otherwise their gradient is shared evenly among the pixels that attain them. 16-bit x gives float32.
+    max as constants; otherwise their gradient is shared evenly among the pixels that attain them. 16-bit x gives
+    float32.
     """
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()

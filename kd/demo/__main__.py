@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +24,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="RetinaNet alone, under 5 minutes on 2 cores")
     made.add_argument("--data", type=Path, metavar="FOLDER", help="COCO folder to use instead of the embedded digits")
     made.add_argument(
+        "--categories", type=int, default=1, metavar="N",
+        help="with --data: how many categories to use, the most frequent ones; 0 for all (default: 1, which is what a "
+        "detector can begin to learn in minutes)",
+    )  # fmt: skip
+    made.add_argument(
         "--out", type=Path, default=Path("demo_out"), metavar="FOLDER", help="where everything is written"
     )
     made.add_argument("--seeds", type=int, default=1, metavar="N", help="train every student N times")
@@ -36,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.seeds < 1:
         parser().error(f"--seeds: got {options.seeds}, expected at least 1")
+    if options.categories < 0:
+        parser().error(f"--categories: got {options.categories}, expected 0 for all, or a number of categories")
     console = Console()
     try:
         _demo(options, console)
@@ -59,7 +66,7 @@ def _demo(options: argparse.Namespace, console: Console) -> None:
         limits = chosen.data
         root = shrink.shrink(
             options.data, options.out / "coco", longest=limits.longest,
-            train_limit=limits.train_images, val_limit=limits.val_images,
+            train_limit=limits.train_images, val_limit=limits.val_images, categories=options.categories,
         )  # fmt: skip
     cache = options.out / "cache"
     weights = fetch(cache) if options.weights is None else checked(options.weights, cache)
@@ -73,7 +80,7 @@ def _demo(options: argparse.Namespace, console: Console) -> None:
     runs = plan(chosen, options.seeds)
     console.print(
         f"{trainings.images[0]} training and {trainings.images[1]} validation images, "
-        f"{len(trainings.class_names)} classes, at {chosen.image_size} px. {len(runs)} trainings; "
+        f"{_classes(trainings.class_names)}, at {chosen.image_size} px. {len(runs)} trainings; "
         + (f"meant to take at most {chosen.budget_min} minutes on 2 quiet cores." if options.seeds == 1 else
            f"with {options.seeds} seeds they take longer than the {chosen.budget_min} minutes meant for one."),
         highlight=False,
@@ -120,6 +127,12 @@ def _demo(options: argparse.Namespace, console: Console) -> None:
         f"Models and logs: {options.out / 'runs'}; tensorboard --logdir {options.out / 'tensorboard'}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def _classes(names: Mapping[int, str]) -> str:
+    if len(names) > 5:
+        return f"{len(names)} classes"
+    return f"{len(names)} class{'es' if len(names) > 1 else ''} ({', '.join(names.values())})"
 
 
 def _quiet() -> None:

@@ -1,9 +1,10 @@
-"""A copy of any COCO folder with images no larger than the demo trains on, so that decoding costs next to nothing."""
+"""A copy of any COCO folder, no larger than the demo can learn: small images, the most frequent categories."""
 
 import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image
@@ -15,7 +16,13 @@ SPLITS = ("train", "val")
 
 
 def shrink(
-    source: str | os.PathLike, target: str | os.PathLike, *, longest: int, train_limit: int, val_limit: int
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    longest: int,
+    train_limit: int,
+    val_limit: int,
+    categories: int = 0,
 ) -> Path:
     """Writes ``target`` (train2017/, val2017/, annotations/) from the COCO folder ``source``, unless it is there.
 
@@ -28,6 +35,7 @@ def shrink(
         longest: longest side of the copies, in pixels; smaller images keep their size.
         train_limit: largest number of training images.
         val_limit: largest number of validation images.
+        categories: how many to keep, those with the most boxes in the training file; 0 keeps all.
 
     Returns:
         ``target`` as a path.
@@ -36,26 +44,39 @@ def shrink(
         kd.coco.DataError: something in ``source`` is missing or wrong; it names the file.
     """
     source, target = Path(source), Path(target)
-    stamp = {"longest": longest, "train_limit": train_limit, "val_limit": val_limit, "source": _fingerprint(source)}
+    stamp = {
+        "longest": longest,
+        "train_limit": train_limit,
+        "val_limit": val_limit,
+        "categories": categories,
+        "source": _fingerprint(source),
+    }
     stamp_file = target / "shrunk.json"
     if stamp_file.is_file() and json.loads(stamp_file.read_text()) == stamp:
         return target
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    kept: set[int] | None = None
     for split, limit in zip(SPLITS, (train_limit, val_limit), strict=True):
-        _shrink_split(source, partial, split, longest, limit)
+        kept = _shrink_split(source, partial, split, longest, limit, categories, kept)
     (partial / "shrunk.json").write_text(json.dumps(stamp))
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
 
 
-def _shrink_split(source: Path, target: Path, split: str, longest: int, limit: int) -> None:
+def _shrink_split(
+    source: Path, target: Path, split: str, longest: int, limit: int, categories: int, chosen: set[int] | None
+) -> set[int]:
+    """Copies one split, with the categories ``chosen``, or if that is None the most frequent; returns those it kept."""
     annotation_file = source / "annotations" / f"instances_{split}2017.json"
     folder = source / f"{split}2017"
     dataset = CocoDetection(folder, annotation_file, training=split == "train", limit=limit)
     content = json.loads(annotation_file.read_text(encoding="utf-8"))
     images = {image["id"]: image for image in content["images"]}
+    if chosen is None:
+        counts = Counter(a["category_id"] for a in content["annotations"] if not a.get("iscrowd", 0))
+        chosen = {category for category, _ in counts.most_common(categories or None)}
     (target / f"{split}2017").mkdir(parents=True)
     scales, kept = {}, []
     for record in track(dataset.records, description=f"shrinking {split} images", transient=True):
@@ -72,12 +93,14 @@ def _shrink_split(source: Path, target: Path, split: str, longest: int, limit: i
     annotations = [
         _scaled(annotation, *scales[annotation["image_id"]])
         for annotation in content["annotations"]
-        if annotation["image_id"] in scales
+        if annotation["image_id"] in scales and annotation["category_id"] in chosen
     ]
+    names = [category for category in content["categories"] if category["id"] in chosen]
     (target / "annotations").mkdir(exist_ok=True)
     (target / "annotations" / annotation_file.name).write_text(
-        json.dumps({"images": kept, "annotations": annotations, "categories": content["categories"]})
+        json.dumps({"images": kept, "annotations": annotations, "categories": names})
     )
+    return chosen
 
 
 def _scaled(annotation: dict, sx: float, sy: float) -> dict:
