@@ -64,8 +64,15 @@ def rows(results: Sequence[Result], resamples: int) -> list[Row]:
 
 
 def verdicts(table: Sequence[Row]) -> list[str]:
-    """For every distilled student one sentence that says whether its gain is more than noise."""
+    """One sentence for every distilled student, on whether its gain is more than noise, and for every poor teacher."""
     sentences = []
+    alone = {row.detector: row for row in table if row.method == "none"}
+    for row in table:
+        if row.method == "teacher" and row.detector in alone and row.AP <= alone[row.detector].AP:
+            sentences.append(
+                f"{row.detector}: the teacher (AP {row.AP:.1f}) is no better than the student alone "
+                f"({alone[row.detector].AP:.1f}), so its rows say nothing about distillation."
+            )
     for row in table:
         if row.gain is None:
             continue

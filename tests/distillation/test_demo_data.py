@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -108,6 +109,22 @@ def test_shrink_scales_images_boxes_and_areas(tmp_path):
         assert torch.equal(new["iscrowd"], old["iscrowd"]) and torch.equal(new["labels"], old["labels"])
     train = CocoDetection(root / "train2017", root / "annotations/instances_train2017.json")
     assert len(train) == 3 and all(len(target["boxes"]) for _, target in train)  # The empty image 10 is left out.
+
+
+def test_shrink_keeps_the_most_frequent_categories(tmp_path):
+    source = write_coco(tmp_path / "coco", size=(72, 56))
+    content = json.loads((source / "annotations/instances_train2017.json").read_text())
+    counts = Counter(a["category_id"] for a in content["annotations"] if not a.get("iscrowd", 0))
+    assert len(counts) > 1
+    root = shrink(source, tmp_path / "small", longest=36, train_limit=9, val_limit=9, categories=1)
+    for split in ("train", "val"):
+        kept = json.loads((root / f"annotations/instances_{split}2017.json").read_text())
+        best = counts.most_common(1)[0][0]
+        assert [category["id"] for category in kept["categories"]] == [best]
+        assert {annotation["category_id"] for annotation in kept["annotations"]} == {best}
+    assert shrink(source, root, longest=36, train_limit=9, val_limit=9) == root  # all of them: another copy
+    everything = json.loads((root / "annotations/instances_train2017.json").read_text())
+    assert {annotation["category_id"] for annotation in everything["annotations"]} == set(counts)
 
 
 def test_shrink_notices_changed_annotations(tmp_path):

@@ -183,6 +183,10 @@ def test_verdicts_call_noise_noise():
     )  # fmt: skip
     assert "can't be told from noise" in table.verdicts([row])[0]
     assert "is outside the noise" in table.verdicts([replace(row, gain_low=0.2)])[0]
+    teacher, alone = (replace(row, method=method, gain=None, gain_low=None, gain_high=None, AP=ap)
+                      for method, ap in (("teacher", 4.0), ("none", 5.0)))  # fmt: skip
+    assert "no better than the student alone" in table.verdicts([teacher, alone, row])[0]
+    assert len(table.verdicts([replace(teacher, AP=6.0), alone, row])) == 1
     assert "--seeds 3" in table.noise_note([row], 5, 10)
     assert "was not measured" not in table.noise_note([replace(row, seeds=2)], 5, 10)
 
