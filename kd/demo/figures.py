@@ -10,17 +10,20 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from torchvision.ops import nms
 
 from kd.coco import CocoDetection
 from kd.demo.runs import Result, learning_curve
 
 #: Detections below this score are not drawn.
 SHOWN_SCORE = 0.3
+#: Of boxes that overlap more than this (IoU) only the best is drawn: labels on top of each other can't be read.
+SHOWN_OVERLAP = 0.5
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 
 
 def detections(results: Sequence[Result], data: CocoDetection, indices: Sequence[int]) -> bytes:
-    """One row per image: ground truth, then what every model found (score of at least ``SHOWN_SCORE``).
+    """One row per image: ground truth, then what every model found, see :func:`_shown`.
 
     Args:
         results: one per column, of one detector.
@@ -37,7 +40,7 @@ def detections(results: Sequence[Result], data: CocoDetection, indices: Sequence
         _draw(row[0], picture, target["boxes"], target["labels"], data.label_names)
         for axes, found in zip(row[1:], stored, strict=True):
             found = found[int(target["image_id"])]
-            keep = found["scores"] >= SHOWN_SCORE
+            keep = _shown(found)
             _draw(axes, picture, found["boxes"][keep], found["labels"][keep], data.label_names, found["scores"][keep])
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
@@ -64,6 +67,12 @@ def curves(results: Sequence[Result]) -> bytes:
         if axes.lines:
             axes.legend(fontsize=7)
     return _png(figure)
+
+
+def _shown(found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Indices of the detections to draw: of overlapping ones, whatever their class, that of the best score."""
+    best = nms(found["boxes"], found["scores"], SHOWN_OVERLAP)
+    return best[found["scores"][best] >= SHOWN_SCORE]
 
 
 def _draw(

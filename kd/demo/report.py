@@ -48,7 +48,8 @@ def write_report(
         own = [result for result in results if result.detector == detector]
         parts.append(f"<h2>{html.escape(own[0].title.split(',')[0])}</h2>")
         parts.append(
-            f"<p>Detections of score {figures.SHOWN_SCORE} or more on validation images, chosen by position:</p>"
+            f"<p>Detections on validation images, chosen by position (score of at least {figures.SHOWN_SCORE}; "
+            "of overlapping boxes the best):</p>"
         )
         parts.append(_image(figures.detections([r for r in own if r.seed == 0], data, indices), "detections"))
         parts.append(_image(figures.curves(own), "learning curves"))
