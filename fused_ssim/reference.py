@@ -28,13 +28,15 @@ def gaussian_filter(x: Tensor, options: SSIMOptions) -> Tensor:
         x = reflect_pad(x, radius)
     elif options.padding == "same":
         x = F.pad(x, (radius, radius, radius, radius))
-    n, c, h, w = x.shape
-    taps = torch.tensor(gaussian_taps(options.window_size, options.sigma), dtype=x.dtype, device=x.device)
-    x = x.reshape(n * c, 1, h, w)
-    # Autocast would convolve in 16 bits, and a variance is a small difference of large moments.
-    with torch.autocast(x.device.type, enabled=False):
-        x = F.conv2d(F.conv2d(x, taps[:, None][None, None]), taps[None, :][None, None])
-    return x.reshape(n, c, x.shape[-2], x.shape[-1])
+    taps = gaussian_taps(options.window_size, options.sigma)
+    for axis in (-2, -1):
+        # Shifted copies, not a convolution: that has no fast kernel for one channel and is 16 bits wide under autocast.
+        length = x.shape[axis] - len(taps) + 1
+        shifted = [x.narrow(axis, k, length) for k in range(len(taps))]
+        x = shifted[0] * taps[0]
+        for tap, view in zip(taps[1:], shifted[1:], strict=True):
+            x = torch.add(x, view, alpha=tap)
+    return x
 
 
 def power(base: Tensor, exponent: float) -> Tensor:

@@ -159,7 +159,7 @@ class Run {
     for (int side = 0; side < 2; ++side) {
       extremes[side] = kNothing;
       for_pieces<T>(level, side ? level.y : level.x, plane / level.c, plane % level.c,
-                    [&](const T* pixels, int64_t count, int64_t, int64_t) {
+                    [&](const T* pixels, int64_t count, int64_t) {
                       extremes[side] = widen(kernels_, pixels, count, extremes[side]);
                     });
     }
