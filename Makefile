@@ -25,7 +25,7 @@ $(VENV)/project.stamp: $(VENV)/torch.stamp $(SOURCES)
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/project.stamp
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[lint]"
+	$(BIN)/python -m pip install --quiet "ruff>=0.11" "mypy>=1.15" "clang-format>=18"
 	touch $@
 
 setup: $(VENV)/project.stamp
