@@ -26,10 +26,8 @@ class Distiller(nn.Module):
     the teacher's transform and heads never run.
 
     The teacher is frozen (its parameters' ``requires_grad`` is set to False) and moved to the student's device. It is
-    no
-    submodule: neither ``parameters()`` nor ``state_dict()`` hold it and DDP does not see it, but it follows ``to()``
-        and
-    stays in evaluation mode. Before saving, take ``distiller.student.state_dict()``: it fits the plain torchvision
+    no submodule: neither ``parameters()`` nor ``state_dict()`` hold it and DDP does not see it, but it follows ``to()``
+    and stays in evaluation mode. Before saving, take ``distiller.student.state_dict()``: it fits the plain torchvision
     model.
 
     Args:
