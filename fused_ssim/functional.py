@@ -337,7 +337,7 @@ def _map(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions, pixe
 
 
 def _ssim_map(x: Tensor, y: Tensor, options: SSIMOptions, backend: str) -> Tensor:
-    return reference.ssim_map(x, y, options) if backend == "reference" else ops.ssim_map(x, y, options)
+    return reference.ssim_map(x, y, options) if backend == "reference" else ops.ssim_map(x, y, options, backend)
 
 
 def _reduce(
@@ -378,7 +378,7 @@ def _reduce(
             ]
         )
     else:
-        values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample)  # [L] or [L, N]
+        values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample, backend)  # [L], [L, N]
     if weighted and reduction != "sum":
         axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
         totals = torch.stack([weight.sum(axes) for _, _, weight in levels if weight is not None]).to(values.dtype)

@@ -6,6 +6,8 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +17,14 @@ from .window import kernel_taps
 
 _DEFINITION = "float[] taps, float[] exponents, float c1, float c2, float data_range, str padding, int window_size"
 
-_library = torch.library.Library("fused_ssim", "DEF")
-_library.define(
+_SCHEMAS = (
     "ssim_sums(Tensor[] x, Tensor[] y, Tensor[] weight, float[] offset, float[] slope, float[] l1, float[] grad_scale, "
     f"{_DEFINITION}, str normalize, bool detach_range, bool per_sample, bool grad_x, bool grad_y) "
-    "-> (Tensor, Tensor[], Tensor[])"
+    "-> (Tensor, Tensor[], Tensor[])",
+    f"ssim_map(Tensor x, Tensor y, {_DEFINITION}) -> Tensor",
+    f"ssim_map_backward(Tensor grad, Tensor x, Tensor y, {_DEFINITION}, bool grad_x, bool grad_y) -> (Tensor, Tensor)",
+    "scale_(Tensor(a!)[] grads, Tensor factor, float[] divisor) -> ()",
 )
-_library.define(f"ssim_map(Tensor x, Tensor y, {_DEFINITION}) -> Tensor")
-_library.define(
-    f"ssim_map_backward(Tensor grad, Tensor x, Tensor y, {_DEFINITION}, bool grad_x, bool grad_y) -> (Tensor, Tensor)"
-)
-_library.define("scale_(Tensor(a!)[] grads, Tensor factor, float[] divisor) -> ()")
 
 
 def _definition(options: SSIMOptions) -> tuple[list[float], list[float], float, float, float, str, int]:
@@ -40,9 +39,13 @@ def _definition(options: SSIMOptions) -> tuple[list[float], list[float], float, 
     )
 
 
-def ssim_map(x: Tensor, y: Tensor, options: SSIMOptions) -> Tensor:
+def _operators(backend: str) -> Any:
+    return getattr(torch.ops, NAMESPACES[backend])
+
+
+def ssim_map(x: Tensor, y: Tensor, options: SSIMOptions, backend: str) -> Tensor:
     """The SSIM map of x and y (N, C, H, W), in their dtype; differentiable once."""
-    return torch.ops.fused_ssim.ssim_map(x, y, *_definition(options))
+    return _operators(backend).ssim_map(x, y, *_definition(options))
 
 
 def ssim_sums(
@@ -52,6 +55,7 @@ def ssim_sums(
     normalize: str | None,
     detach_range: bool,
     per_sample: bool,
+    backend: str,
 ) -> Tensor:
     """For each level the sum over pixels of ``weight * (offset + slope * SSIM) + l1 * |x - y|``, (L,) or (L, N).
 
@@ -65,7 +69,7 @@ def ssim_sums(
         # The gradient of a mean underflows in float16, so that of a sum is saved, and the upstream factor divided.
         grad_scale = [1.0 / max(abs(s), abs(a), 1e-30) for s, a in zip(slope, l1, strict=True)]
     enabled = torch.is_grad_enabled()
-    values, _, _ = torch.ops.fused_ssim.ssim_sums(
+    values, _, _ = _operators(backend).ssim_sums(
         xs,
         ys,
         weights,
@@ -87,8 +91,7 @@ def _value_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("fused_ssim::ssim_sums", lib=_library)
-def _(x, y, weight, offset, slope, l1, grad_scale, *rest):
+def _fake_sums(x, y, weight, offset, slope, l1, grad_scale, *rest):
     per_sample, grad_x, grad_y = rest[-3:]
     shape = (len(x), x[0].shape[0]) if per_sample else (len(x),)
     values = x[0].new_empty(shape, dtype=_value_dtype(x[0]))
@@ -99,15 +102,13 @@ def _(x, y, weight, offset, slope, l1, grad_scale, *rest):
     )
 
 
-@torch.library.register_fake("fused_ssim::ssim_map", lib=_library)
-def _(x, y, taps, exponents, c1, c2, data_range, padding, window_size):
+def _fake_map(x, y, taps, exponents, c1, c2, data_range, padding, window_size):
     n, c, h, w = x.shape
     margin = window_size - 1 if padding == "valid" else 0
     return x.new_empty((n, c, h - margin, w - margin))
 
 
-@torch.library.register_fake("fused_ssim::ssim_map_backward", lib=_library)
-def _(grad, x, y, *rest):
+def _fake_map_backward(grad, x, y, *rest):
     grad_x, grad_y = rest[-2:]
     return (
         torch.empty_like(x) if grad_x else x.new_empty((0,)),
@@ -115,8 +116,7 @@ def _(grad, x, y, *rest):
     )
 
 
-@torch.library.register_fake("fused_ssim::scale_", lib=_library)
-def _(grads, factor, divisor):
+def _fake_scale(grads, factor, divisor):
     return None
 
 
@@ -142,7 +142,7 @@ def _sums_setup_context(ctx, inputs, output):
     ctx.weights, ctx.other_inputs = len(inputs[2]), len(inputs) - 3
 
 
-def _sums_backward(ctx, grad_values, *_):
+def _sums_backward(operators, ctx, grad_values, *_):
     _refuse_double_backward()
     divisor = ctx.grad_scale * (int(ctx.has_x) + int(ctx.has_y))
     saved = list(ctx.saved_tensors)
@@ -150,7 +150,7 @@ def _sums_backward(ctx, grad_values, *_):
     if all(type(grad) is Tensor for grad in saved):
         # A new alias of each saved gradient, so that autograd can adopt it as .grad instead of copying it.
         grads = [grad.clone() if _keeps_graph() else grad.detach() for grad in saved]
-        torch.ops.fused_ssim.scale_(grads, factor, divisor)
+        operators.scale_(grads, factor, divisor)
     else:  # being traced: let the compiler fuse the product
         shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
         grads = [(grad * (factor[i].reshape(shape) / divisor[i])).to(grad.dtype) for i, grad in enumerate(saved)]
@@ -165,15 +165,41 @@ def _map_setup_context(ctx, inputs, output):
     ctx.definition = definition
 
 
-def _map_backward(ctx, grad):
+def _map_backward(operators, ctx, grad):
     _refuse_double_backward()
     x, y = ctx.saved_tensors
     need_x, need_y = ctx.needs_input_grad[:2]
-    grad_x, grad_y = torch.ops.fused_ssim.ssim_map_backward(grad, x, y, *ctx.definition, need_x, need_y)
+    grad_x, grad_y = operators.ssim_map_backward(grad, x, y, *ctx.definition, need_x, need_y)
     return grad_x if need_x else None, grad_y if need_y else None, *[None] * len(ctx.definition)
 
 
-torch.library.register_autograd(
-    "fused_ssim::ssim_sums", _sums_backward, setup_context=_sums_setup_context, lib=_library
-)
-torch.library.register_autograd("fused_ssim::ssim_map", _map_backward, setup_context=_map_setup_context, lib=_library)
+def define(namespace: str) -> None:
+    """Define the operators in a namespace of torch.ops: schemas, fakes and gradients, to which kernels then register."""
+    library = torch.library.Library(namespace, "DEF")
+    _libraries.append(library)
+    for schema in _SCHEMAS:
+        library.define(schema)
+    for name, fake in (
+        ("ssim_sums", _fake_sums),
+        ("ssim_map", _fake_map),
+        ("ssim_map_backward", _fake_map_backward),
+        ("scale_", _fake_scale),
+    ):
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+    operators = getattr(torch.ops, namespace)
+    for name, backward, setup_context in (
+        ("ssim_sums", _sums_backward, _sums_setup_context),
+        ("ssim_map", _map_backward, _map_setup_context),
+    ):
+        torch.library.register_autograd(
+            f"{namespace}::{name}", partial(backward, operators), setup_context=setup_context, lib=library
+        )
+
+
+_libraries: list[torch.library.Library] = []  # definitions live as long as these
+
+NAMESPACES = {"cpu": "fused_ssim", "cuda": "fused_ssim", "triton": "fused_ssim_triton"}
+"""Where in torch.ops each backend's kernels are registered: the compiled ones share names and differ by device."""
+
+for _namespace in sorted(set(NAMESPACES.values())):
+    define(_namespace)

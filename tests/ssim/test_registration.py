@@ -35,7 +35,7 @@ def arguments(name, device, layout=torch.contiguous_format):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", ["ssim_map", "ssim_map_backward", "ssim_sums", "ssim_sums of samples", "scale_"])
 def test_opcheck(kernel_once, name, layout):
-    op = getattr(torch.ops.fused_ssim, name.split()[0]).default
+    op = getattr(ops._operators(kernel_once.name), name.split()[0]).default
     opcheck(op, arguments(name, kernel_once.device, layout), raise_exception=True)
 
 
