@@ -37,7 +37,7 @@ QUICK_ELEMENTS = 2**21
 
 
 def cases(groups: tuple[str, ...], quick: bool, largest: int | None = None) -> list[Case]:
-    """The cases of these groups, of at most ``largest`` elements; ``quick`` takes every second point of a growth curve."""
+    """The cases of these groups, of at most ``largest`` elements; ``quick``: every second point of a growth curve."""
     found = [Case("issue", shape, 0) for shape in ISSUE]
     found += [Case("size", (1, 1, side, side), side) for side in SIDES]
     found += [Case("channels", (1, count, 50, 76), count) for count in CHANNELS]

@@ -124,9 +124,9 @@ def median(seconds: list[float]) -> float:
 def peak_bytes(name: str, shape: Shape, device: str, threads: int) -> int | None:
     """The most memory that one loss + gradient holds beyond x and y; x's gradient is in it.
 
-    On a CPU: growth of the resident set's high-water mark over one call, in a process of its own, which is a fork of one
-    that has imported everything and run nothing. A first call in that process takes what is paid once (thread pools,
-    compilation). None where the kernel does not let a process reset its mark. On a GPU: torch's own count.
+    On a CPU: growth of the resident set's high-water mark over one call, in a process of its own, which is a fork of
+    one that has imported everything and run nothing. A first call in that process takes what is paid once (thread
+    pools, compilation). None where the kernel does not let a process reset its mark. On a GPU: torch's own count.
     """
     if device == "cuda":
         return _peak_of_allocator(name, shape)

@@ -28,8 +28,8 @@ OTHER_EXPONENTS: tuple[Exponents, ...] = ((0.5, 0.5, 0.5), (1.0, 0.5, 0.25))
 """Contrast and structure together, and apart (docs/math.md, Eq. 8 and Eq. 10)."""
 
 RAHUL_GOEL = "RAHUL_GOEL_FUSED_SSIM"
-"""Environment variable: folder into which rahul-goel/fused-ssim was installed (``pip install --target``). That package is
-imported under the name of this project's, so it can't be installed beside it."""
+"""Environment variable: folder into which rahul-goel/fused-ssim was installed (``pip install --target``). That package
+is imported under the name of this project's, so it can't be installed beside it."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def fused(device: str) -> list[Candidate]:
 
 
 def candidates(device: str, compiled: bool) -> list[Candidate]:
-    """Everything that is measured on this device, whether installed or not; ``compiled``: the compiled reference too."""
+    """Everything that is measured on this device, installed or not; ``compiled``: the compiled reference too."""
     references = [Candidate("reference", "reference", _fused("reference", "same"), scale=0.5)]
     if compiled:
         references.append(Candidate("reference, torch.compile", "reference", _compiled_reference, scale=0.5))

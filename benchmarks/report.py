@@ -160,8 +160,8 @@ def markdown(record: Record) -> str:
         made_with(record),
         f"float32, {record['arguments']['rounds']} interleaved rounds, medians. Every function is called as its users "
         'call it and differentiates by x. "As called" compares it with `fused_ssim` as called (zero padding); "same '
-        'definition" with `fused_ssim` under the padding that the function uses. pytorch-msssim and piq take only whole '
-        "windows, so on small maps they compute far fewer pixels: there the second is the fair comparison.",
+        'definition" with `fused_ssim` under the padding that the function uses. pytorch-msssim and piq take only '
+        "whole windows, so on small maps they compute far fewer pixels: there the second is the fair comparison.",
     ]
     entries = group(record, "issue")
     if entries:
@@ -181,8 +181,8 @@ def markdown(record: Record) -> str:
         if with_memory:
             parts += [
                 "## Peak memory",
-                "What one loss + gradient holds at the most beyond x and y, in multiples of the size of x; the gradient "
-                "of x is 1 of it. On a CPU: growth of the resident set in a fresh process, page by page.",
+                "What one loss + gradient holds at the most beyond x and y, in multiples of the size of x; the "
+                "gradient of x is 1 of it. On a CPU: growth of the resident set in a fresh process.",
                 memory_table(record, with_memory),
             ]
     for name in ("size", "channels", "samples"):
