@@ -31,10 +31,6 @@ $(VENV)/lint.stamp: $(VENV)/project.stamp
 	$(BIN)/python -m pip install --quiet "ruff>=0.11" "mypy>=1.15" "clang-format>=18"
 	touch $@
 
-$(VENV)/bench.stamp: $(VENV)/project.stamp
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
-	touch $@
-
 $(VENV)/docs.stamp: $(VENV)/project.stamp
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
 	touch $@
@@ -50,7 +46,7 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(VENV)/bench.stamp
+bench: setup
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 docs: $(VENV)/docs.stamp

@@ -32,7 +32,7 @@ def batch(images: int, side: int, generator: torch.Generator) -> tuple[list[Tens
 
 def detector(side: int) -> nn.Module:
     return fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=4, min_size=side, max_size=side, trainable_backbone_layers=6
+        weights=None, weights_backbone=None, num_classes=4, min_size=side, max_size=side
     )
 
 
