@@ -61,7 +61,7 @@ def _fused(backend: str | None, padding: str, exponents: Exponents = PLAIN) -> C
 
 
 def _compiled_reference() -> Loss:
-    torch._dynamo.reset()  # each shape is compiled by itself, as a program with one shape would
+    torch.compiler.reset()  # each shape is compiled by itself, as a program with one shape would
     return torch.compile(_fused("reference", "same")(), dynamic=False)
 
 
