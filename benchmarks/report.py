@@ -149,10 +149,8 @@ def missing(record: Record) -> str:
 def made_with(record: Record) -> str:
     facts = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
-    where = (
-        facts["gpu"]
-        or f"{facts['processor']} ({facts['vector_instructions']}), {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
-    )
+    threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
+    where = facts["gpu"] or f"{facts['processor']} ({facts['vector_instructions']}), {threads}"
     return f"{where}; {versions}; commit {facts['commit']}; load before the run {facts['load_before']}."
 
 
