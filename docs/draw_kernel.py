@@ -1,4 +1,4 @@
-"""Draws figures/kernel_rows.png: where the rows of a map are in one pass of the CPU kernel."""
+"""Draws the figures of the CPU kernel: rows in one pass (kernel_rows.png), bands in a vector (kernel_lanes.png)."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ LOADED = 24
 RADIUS = 5
 STAGES = (
     # title, first and last row that this stage holds or has finished, colour, what happens there
-    ("x, y  ->  ring of u, v", LOADED - 11, LOADED - 1, "#4c72b0", "11 rows around the next row of moments"),
+    ("x, y  ->  ring of u, v", LOADED - 11, LOADED - 1, "#4c72b0", "11 rows around the row of moments"),
     (
         "moments, SSIM",
         LOADED - 1 - RADIUS,
@@ -30,7 +30,11 @@ STAGES = (
 )
 
 
-def main() -> None:
+FIGURES = Path(__file__).parent / "figures"
+LANES = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c")
+
+
+def rows() -> None:
     figure = Figure(figsize=(9.2, 4.4), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for column, (title, first, last, colour, note) in enumerate(STAGES):
@@ -53,8 +57,35 @@ def main() -> None:
     axes.set_xlim(-0.8, 1.5 * len(STAGES))
     axes.set_ylim(ROWS + 3, -2)
     axes.set_axis_off()
-    figure.savefig(Path(__file__).parent / "figures" / "kernel_rows.png", dpi=110)
+    figure.savefig(FIGURES / "kernel_rows.png", dpi=110)
+
+
+def lanes() -> None:
+    """Four maps of two bands each: eight lanes, whose n-th pixels make the n-th vector."""
+    figure = Figure(figsize=(9.2, 3.4), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    side, band_rows, at = 8, 4, (2, 5)
+    for plane in range(4):
+        left = plane * (side + 1.5)
+        for row in range(side):
+            for column in range(side):
+                lane = 2 * plane + row // band_rows
+                chosen = (row % band_rows, column) == at
+                face, edge = (LANES[lane], "black") if chosen else (LANES[lane] + "55", "white")
+                axes.add_patch(Rectangle((left + column, row), 0.92, 0.92, facecolor=face, edgecolor=edge))
+        axes.text(left + side / 2, -0.5, f"map {plane}", ha="center", va="bottom", fontsize=9)
+    middle = (4 * (side + 1.5) - 1.5) / 2
+    for lane, colour in enumerate(LANES):
+        left = middle + 1.6 * (lane - len(LANES) / 2)
+        axes.add_patch(Rectangle((left, side + 1.8), 1.5, 1.5, facecolor=colour, edgecolor="black"))
+    axes.text(middle, side + 3.6, "one vector: the same pixel of every band", ha="center", va="top", fontsize=9)
+    axes.set_xlim(-0.5, 4 * (side + 1.5) - 1)
+    axes.set_ylim(side + 5, -2)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    figure.savefig(FIGURES / "kernel_lanes.png", dpi=110)
 
 
 if __name__ == "__main__":
-    main()
+    rows()
+    lanes()
