@@ -72,7 +72,7 @@ def _demo(options: argparse.Namespace, console: Console) -> None:
     weights = fetch(cache) if options.weights is None else checked(options.weights, cache)
 
     # Lightning takes a second to import: not before the arguments and the data are known to be good.
-    from kd.demo import report, table
+    from kd.compare import table
     from kd.demo.runs import Trainings, plan
 
     _quiet()

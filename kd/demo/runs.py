@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 import warnings
@@ -21,14 +19,16 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
 from kd.callbacks import StopOnInterrupt, StudentWeights
+from kd.compare.methods import Method
+from kd.compare.record import FIGURES, Clock, Result, StepTimer, save_detections, write_atomically, write_result
 from kd.data import CocoDataModule
-from kd.demo.progress import StepTimer, TrainingProgress
-from kd.demo.recipe import DetectorRecipe, Method, Recipe
+from kd.demo.progress import TrainingProgress
+from kd.demo.recipe import DetectorRecipe, Recipe
 from kd.models import DetectorConfig
 from kd.training import DetectionTraining
 
 #: Raised when a change of the code changes what a stored result means.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,6 @@ class Run:
     def steps(self) -> int:
         """Optimiser steps of the training."""
         return self.detector.teacher_steps if self.method is None else self.detector.student_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a finished training left behind; AP in percent."""
-
-    name: str
-    title: str
-    detector: str
-    method: str
-    """"teacher" or the method's name."""
-    seed: int
-    AP: float
-    AP50: float
-    AP75: float
-    step_ms: float
-    """Median training step in milliseconds."""
-    steps: int
-    seconds: float
-    """Wall time of training and evaluation, interruptions left out."""
-    parameters: int
-    folder: str
 
 
 def plan(recipe: Recipe, seeds: int) -> list[Run]:
@@ -144,7 +122,7 @@ class Trainings:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         recipe_text = {"fingerprint": self._fingerprint(run), **self._settings(run)}
-        _write(folder / "recipe.json", json.dumps(recipe_text, indent=1, default=str))
+        write_atomically(folder / "recipe.json", json.dumps(recipe_text, indent=1, default=str))
         checkpoint = folder / "last.ckpt"
         if checkpoint.is_file():
             self.console.print(f"{run.title}: going on from {checkpoint}")
@@ -153,7 +131,7 @@ class Trainings:
     def _train_and_evaluate(self, run: Run, folder: Path, checkpoint: Path | None) -> Result:
         pl.seed_everything(run.seed, verbose=False)
         module, data, timer = self._module(run), self._data_module(run.seed), StepTimer()
-        clock = _Clock()
+        clock = Clock()
         attempt = len(list(folder.glob("curve/part*")))
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -197,14 +175,15 @@ class Trainings:
             detector=run.detector.name,
             method="teacher" if run.method is None else run.method.name,
             seed=run.seed,
-            **{name: figures[name] for name in ("AP", "AP50", "AP75")},
+            **{name: figures[name] for name in FIGURES},
             step_ms=timer.median_ms,
             steps=trainer.global_step,
             seconds=clock.seconds + time.perf_counter() - started,
             parameters=sum(p.numel() for p in module.student.parameters()),
+            peak_memory_mb=None,
             folder=str(folder),
         )
-        _write(folder / "result.json", json.dumps(asdict(result), indent=1))
+        write_result(result)
         return result
 
     def _evaluate(self, module: DetectionTraining, data: CocoDataModule, folder: Path) -> dict[str, float]:
@@ -213,12 +192,7 @@ class Trainings:
             enable_checkpointing=False, use_distributed_sampler=False,
         )  # fmt: skip
         figures = trainer.validate(module, datamodule=data, verbose=False)[0]
-        images = module.evaluator.images
-        stored = {
-            "detections": {image_id: found for image_id, (found, _) in images.items()},
-            "targets": {image_id: truth for image_id, (_, truth) in images.items()},
-        }
-        torch.save(stored, folder / "detections.pt")
+        save_detections(module.evaluator.images, folder)
         return figures
 
     def _module(self, run: Run) -> DetectionTraining:
@@ -273,47 +247,8 @@ class Trainings:
         return hashlib.sha256(json.dumps(self._settings(run), sort_keys=True, default=str).encode()).hexdigest()
 
 
-class _Clock(pl.Callback):
-    """Seconds spent in training, kept in the checkpoint so that interruptions don't count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._before, self._start = 0.0, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._start
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._before, self._start = self.seconds, time.perf_counter()
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._before = state_dict["seconds"]
-
-
-def learning_curve(folder: str | Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Logged quantity -> (steps, values) of one run, its resumed parts put together; a later part wins."""
-    values: dict[str, dict[int, float]] = {}
-    for part in sorted(Path(folder).glob("curve/part*/metrics.csv"), key=lambda p: int(p.parent.name[4:])):
-        with part.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        values.setdefault(name, {})[int(row["step"])] = float(value)
-    return {name: (sorted(points), [points[s] for s in sorted(points)]) for name, points in values.items()}
-
-
 def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, file)
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,131 @@
+"""The folder that a training leaves behind, read back: configuration, figures, curves, and the models themselves."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from kd.coco import CocoDetection
+from kd.distiller import Distiller, distill
+from kd.models import build
+
+#: Logged quantity -> (steps, values).
+Curves = dict[str, tuple[list[int], list[float]]]
+
+
+class RunFolderError(ValueError):
+    """A folder is not what a training leaves behind; the message names it and what is missing."""
+
+
+class RunFolder:
+    """A run of ``kd fit``, ``kd compare`` or the demo, or one that is still going on.
+
+    Args:
+        path: the run's folder, which holds ``config.yaml`` once training has begun.
+
+    Raises:
+        RunFolderError: there is no configuration in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        if not self.config_file.is_file():
+            raise RunFolderError(f"{self.path}: no config.yaml in it, so it is no folder of a run")
+        self.config: dict[str, Any] = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The ``model`` section of the configuration."""
+        return self.config["model"]
+
+    def curves(self) -> Curves:
+        """What the run logged, its resumed parts put together; a later part wins."""
+        return learning_curves(self.path)
+
+    def distiller(self) -> Distiller:
+        """Student, teacher and adapters as the run left them, in evaluation mode, on the CPU.
+
+        Raises:
+            RunFolderError: there is no checkpoint.
+            FileNotFoundError: the teacher's weights are no longer where the configuration says.
+        """
+        model = self.model
+        distils = model.get("teacher") is not None and model.get("loss") != "none"
+        made = distill(
+            build(_without_initial_weights(model["student"], "weights")),
+            build(_without_initial_weights(model["teacher"])) if distils else None,
+            model["loss"] if distils else "none",
+            model["weight"] or 1.0,
+            adapters=model.get("adapters", "auto"),
+            level_map=model.get("level_map"),
+            **((model.get("loss_options") or {}) if distils else {}),
+        )
+        prefix = "distiller."
+        state = torch.load(self.checkpoint(), map_location="cpu", weights_only=True)["state_dict"]
+        made.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return made.eval()
+
+    def checkpoint(self) -> Path:
+        """The newest checkpoint that training can go on from.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        found = [*self.path.glob("checkpoints/last*.ckpt"), *self.path.glob("last.ckpt")]
+        if not found:
+            raise RunFolderError(f"{self.path}: no checkpoint in it (checkpoints/last*.ckpt)")
+        return max(found, key=lambda file: file.stat().st_mtime_ns)
+
+    def validation_images(self) -> CocoDetection:
+        """The validation images that the run was evaluated on."""
+        from kd.data import CocoDataModule
+
+        data = CocoDataModule(**self.config["data"])
+        data.setup("validate")
+        assert data.val is not None
+        return data.val
+
+
+def learning_curves(folder: str | Path) -> Curves:
+    """Logged quantity -> (steps, values) of the run in ``folder``; where a resumed run repeats steps, the later wins."""
+    values: dict[str, dict[int, float]] = {}
+    for part in sorted(Path(folder).glob("*/*/metrics.csv"), key=lambda p: int(re.sub(r"\D", "", p.parent.name) or 0)):
+        with part.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        values.setdefault(name, {})[int(row["step"])] = float(value)
+    return {name: (sorted(points), [points[s] for s in sorted(points)]) for name, points in values.items()}
+
+
+def run_folders(path: str | Path) -> list[RunFolder]:
+    """The runs at or below ``path``, in the order of their names.
+
+    Raises:
+        RunFolderError: there are none.
+    """
+    path = Path(path)
+    files = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.glob("**/config.yaml"))
+    if not files:
+        raise RunFolderError(f"{path}: no run in it or below it (a run's folder holds config.yaml)")
+    return [RunFolder(file.parent) for file in files]
+
+
+def _without_initial_weights(detector: Mapping[str, Any], *fields: str) -> dict[str, Any]:
+    """The detector without the files its training started from (``fields``), which may be gone by now and would be
+    overwritten. Its kind of normalisation layer depends on whether there were any, so that choice is kept."""
+    made = {**detector, "options": dict(detector.get("options") or {})}
+    if made["name"] not in ("retinanet", "faster_rcnn") or made.get("weights_format", "torchvision") != "torchvision":
+        return made
+    given = [made["options"].pop("weights_backbone", None)]
+    given += [made.pop(name, None) for name in fields]
+    if any(given):
+        made["options"].setdefault("norm", "frozen_bn")
+    return made
