@@ -13,7 +13,7 @@ import yaml
 
 from kd.coco import CocoDetection
 from kd.distiller import Distiller, distill
-from kd.models import build
+from kd.models import DetectorConfig, build
 
 #: Logged quantity -> (steps, values).
 Curves = dict[str, tuple[list[int], list[float]]]
@@ -49,28 +49,47 @@ class RunFolder:
         """What the run logged, its resumed parts put together; a later part wins."""
         return learning_curves(self.path)
 
-    def distiller(self) -> Distiller:
+    def distiller(self, teacher: Mapping[str, Any] | None = None) -> Distiller:
         """Student, teacher and adapters as the run left them, in evaluation mode, on the CPU.
 
+        Args:
+            teacher: fields of :class:`kd.models.DetectorConfig` of another teacher than the run's, or of one for a run
+                without; it must fit without adapters other than the run's. None takes the run's own, if it has one.
+
         Raises:
-            RunFolderError: there is no checkpoint.
-            FileNotFoundError: the teacher's weights are no longer where the configuration says.
+            RunFolderError: there is no checkpoint, or the teacher needs adapters that the run has not trained.
+            FileNotFoundError: the teacher's weights are not where the configuration says.
         """
         model = self.model
-        distils = model.get("teacher") is not None and model.get("loss") != "none"
+        loss = model["loss"]
+        if teacher is None and loss != "none":
+            teacher = model["teacher"]
+        if teacher is not None and loss == "none":
+            loss = "ssim"  # the run's own says nothing about how to compare features
         made = distill(
             build(_without_initial_weights(model["student"], "weights")),
-            build(_without_initial_weights(model["teacher"])) if distils else None,
-            model["loss"] if distils else "none",
-            model["weight"] or 1.0,
-            adapters=model.get("adapters", "auto"),
-            level_map=model.get("level_map"),
-            **((model.get("loss_options") or {}) if distils else {}),
+            build(_without_initial_weights(teacher)) if teacher is not None else None,
+            loss,
+            adapters=model["adapters"],
+            level_map=model["level_map"],
+            **((model["loss_options"] or {}) if loss == model["loss"] else {}),
         )
         prefix = "distiller."
         state = torch.load(self.checkpoint(), map_location="cpu", weights_only=True)["state_dict"]
-        made.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        untrained = [name for name in made.adapters if f"adapters.{name}.weight" not in state]
+        if untrained:
+            raise RunFolderError(
+                f"{self.path}: to compare its features with this teacher's takes adapters on the levels "
+                f"{', '.join(untrained)}, which this run has not trained"
+            )
+        made.load_state_dict({k: v for k, v in state.items() if made.adapters or not k.startswith("adapters.")})
         return made.eval()
+
+    def teacher_detects(self, teacher: Mapping[str, Any] | None = None) -> bool:
+        """Whether the teacher (arguments as of :meth:`distiller`) has trained heads."""
+        section = teacher or self.model["teacher"]
+        return section is not None and DetectorConfig(**section).heads_are_trained
 
     def checkpoint(self) -> Path:
         """The newest checkpoint that training can go on from.
@@ -94,7 +113,7 @@ class RunFolder:
 
 
 def learning_curves(folder: str | Path) -> Curves:
-    """Logged quantity -> (steps, values) of the run in ``folder``; where a resumed run repeats steps, the later wins."""
+    """Logged quantity -> (steps, values) of the run in ``folder``; of steps that a resumed run repeats, the later."""
     values: dict[str, dict[int, float]] = {}
     for part in sorted(Path(folder).glob("*/*/metrics.csv"), key=lambda p: int(re.sub(r"\D", "", p.parent.name) or 0)):
         with part.open(newline="") as file:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -14,8 +16,18 @@ from rich.console import Console
 from kd.coco import DataError
 from kd.compare import table
 from kd.compare.methods import Method, Sweep, named_methods, swept_methods
-from kd.compare.record import Result
-from kd.compare.students import ChangedSettings, Configuration, Launch, Student, Students, TrainingFailed, launch, resolved
+from kd.compare.record import Result, write_atomically
+from kd.compare.step_cost import StepCost
+from kd.compare.students import (
+    ChangedSettings,
+    Configuration,
+    Launch,
+    Student,
+    Students,
+    TrainingFailed,
+    launch,
+    resolved,
+)
 
 RESAMPLES = 1000
 
@@ -46,6 +58,10 @@ def parser(command: str) -> argparse.ArgumentParser:
             "--sweeps", default=",".join(get_args(Sweep)), metavar="A,B,...", help="what to sweep (%(default)s)"
         )
     made.add_argument("--seeds", type=int, default=1, metavar="N", help="train every student N times (%(default)s)")
+    made.add_argument(
+        "--step-rounds", type=int, default=10, metavar="N",
+        help="time N training steps of every method side by side; 0 leaves the overhead out (%(default)s)",
+    )  # fmt: skip
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything is written")
     return made
 
@@ -54,6 +70,8 @@ def main(command: str, arguments: Sequence[str], launch: Launch = launch) -> int
     """Run ``kd compare`` or ``kd ablate``; returns the exit status."""
     made = parser(command)
     options, fit_arguments = made.parse_known_args(arguments)
+    if options.step_rounds < 0:
+        made.error(f"--step-rounds: got {options.step_rounds}, expected 0 or more")
     if options.seeds < 1:
         made.error(f"--seeds: got {options.seeds}, expected at least 1")
     console = Console()
@@ -117,7 +135,9 @@ def _compare(
         results.append(result)
         console.print(f"{student.name}: AP {result.AP:.1f}, {result.seconds:.0f} s", highlight=False, markup=False)
     if len(results) > len([r for r in results if r.method == "teacher"]):
-        _write(options.out, students, results, methods, failed, console)
+        trained = {result.method for result in results}
+        costs = step_costs(students, [m for m in methods if m.name in trained], options.step_rounds, console)
+        _write(options.out, students, results, methods, failed, costs, console)
     console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes", highlight=False)
     if failed:
         console.print(f"failed: {', '.join(failed)}; the table is without them", style="red", highlight=False)
@@ -130,15 +150,22 @@ def _write(
     results: Sequence[Result],
     methods: Sequence[Method],
     failed: Sequence[str],
+    costs: Mapping[str, StepCost],
     console: Console,
 ) -> None:
-    made = table.rows(results, RESAMPLES)
+    made = table.rows(results, RESAMPLES, {name: cost.overhead_percent for name, cost in costs.items()})
     notes = [table.noise_note(made, students.images[1], RESAMPLES), *table.verdicts(made), weights_note(methods)]
+    if costs:
+        notes.append(
+            "overhead %: a training step's time over that of a plain step with the teacher's forward pass, all on one "
+            "batch and in turns. step ms and peak MiB are of each training by itself."
+        )
     facts = {
         "training images": students.images[0],
         "validation images": students.images[1],
         "minutes of training and evaluation": round(sum(result.seconds for result in results) / 60, 1),
         "failed": list(failed),
+        "step_cost": {name: asdict(cost) for name, cost in costs.items()},
         "configuration": students.config,
     }
     files = table.write(made, notes, facts, out)
@@ -148,10 +175,26 @@ def _write(
     console.print(f"Table: {', '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
 
 
+def step_costs(students: Students, methods: Sequence[Method], rounds: int, console: Console) -> dict[str, StepCost]:
+    """What a step by each method costs, measured now, or read where this has been measured; empty without rounds."""
+    distilling = [method for method in methods if method.loss != "none"]
+    if not rounds or not distilling:
+        return {}
+    file = students.out / "step_cost.json"
+    settings = json.loads(json.dumps({"rounds": rounds, "methods": [asdict(method) for method in methods]}))
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    if stored.get("settings") != settings:
+        console.print(f"timing {rounds} training steps of every method side by side ...")
+        costs = students.step_costs(methods, rounds)
+        stored = {"settings": settings, "costs": {name: asdict(cost) for name, cost in costs.items()}}
+        write_atomically(file, json.dumps(stored, indent=1))
+    return {name: StepCost(**cost) for name, cost in stored["costs"].items()}
+
+
 def weights_note(methods: Sequence[Method]) -> str:
     """With which weights the losses are compared, and what that does not say."""
     used = ", ".join(f"{m.title.removeprefix('student + ')} {m.weight:g}" for m in methods if m.loss != "none")
     return (
-        f"Weights of the distillation losses: {used}. The losses are on different scales: the table compares the methods "
-        "at these weights only."
+        f"Weights of the distillation losses: {used}. The losses are on different scales: the table compares the "
+        "methods at these weights only."
     )

@@ -129,7 +129,9 @@ def _sweep(sweep: Sweep, base: Method) -> list[Method]:
     if sweep == "weight":
         return [replace(base, name=f"ssim-weight-{w:g}", title=f"SSIM, weight {w:g}", weight=w) for w in WEIGHTS]
     if sweep == "psi":
-        return [_changed(base, f"psi-{a or 'off'}", f"SSIM, psi {f'per {a}' if a else 'off'}", normalize=a) for a in AXES]
+        return [
+            _changed(base, f"psi-{a or 'off'}", f"SSIM, psi {f'per {a}' if a else 'off'}", normalize=a) for a in AXES
+        ]
     return [
         replace(base, name="ssim-adapters-on", title="SSIM, adapters on", adapters="always"),
         replace(base, name="ssim-adapters-off", title="SSIM, adapters off", adapters="never"),

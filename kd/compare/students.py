@@ -21,9 +21,12 @@ from rich.console import Console
 
 from kd.compare.methods import Method
 from kd.compare.record import FIGURES, Result, save_detections, write_atomically, write_result
+from kd.compare.step_cost import StepCost, distilling_steps, measure
 from kd.data import CocoDataModule
+from kd.distiller import distill
 from kd.evaluation import CocoEvaluator
 from kd.models import DetectorConfig, build
+from kd.optimization import OptimizerConfig
 
 #: Raised when a change of the code changes what a stored result means.
 FORMAT = 1
@@ -41,6 +44,7 @@ COMPONENTS_EVERY = 50
 
 Launch = Callable[[Sequence[str]], None]
 Configuration = dict[str, Any]
+COMMAND = [sys.executable, "-m", "kd"]
 DETECTOR_TITLES = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
 
 
@@ -91,7 +95,7 @@ def launch(arguments: Sequence[str]) -> None:
         TrainingFailed: it ended with an error.
         KeyboardInterrupt: it was interrupted.
     """
-    process = subprocess.Popen([sys.executable, "-m", "kd", *arguments])
+    process = subprocess.Popen([*COMMAND, *arguments])
 
     def forward(number: int, frame: object) -> None:
         process.send_signal(number)
@@ -235,6 +239,34 @@ class Students:
         )
         write_result(result)
         return result
+
+    def step_costs(self, methods: Sequence[Method], rounds: int) -> dict[str, StepCost]:
+        """What a training step by each method costs, see :func:`kd.compare.step_cost.measure`. On the configuration's
+        device, with its precision, on the first training batch."""
+        model = self.config["model"]
+        on_cpu = self.config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
+        device = torch.device("cpu" if on_cpu else "cuda")
+        teacher = build(DetectorConfig(**model["teacher"]))
+        distillers = {
+            method.name: distill(
+                build(DetectorConfig(**model["student"])),
+                teacher if method.loss != "none" else None,
+                method.loss,
+                method.weight,
+                adapters=method.adapters,
+                level_map=model["level_map"],
+                **method.options,
+            ).to(device)
+            for method in methods
+        }
+        images, targets = next(iter(self._data.train_dataloader()))
+        batch = (
+            [image.to(device) for image in images],
+            [{key: value.to(device) for key, value in target.items()} for target in targets],
+        )
+        optimizer = OptimizerConfig(**model["optimizer"])
+        steps = distilling_steps(distillers, optimizer.build, batch, self.config["trainer"]["precision"])
+        return measure(steps, rounds, device)
 
     def configuration(self, student: Student) -> Configuration:
         """What ``kd fit`` is given to train ``student``."""

@@ -37,8 +37,8 @@ class Row:
     APS: float
     APM: float
     APL: float
-    ap_std_images: float
-    """Standard deviation of AP under resampling of the validation images."""
+    ap_std_images: float | None
+    """Standard deviation of AP under resampling of the validation images; None where no detections are stored."""
     ap_std_seeds: float | None
     """Sample standard deviation of AP over the seeds; None for a single seed."""
     gain: float | None
@@ -55,7 +55,9 @@ class Row:
 
     def cells(self) -> list[str]:
         """The row as text, in the order of ``COLUMNS``."""
-        gain = "" if self.gain is None else f"{self.gain:+.1f} [{self.gain_low:+.1f}, {self.gain_high:+.1f}]"
+        gain = "" if self.gain is None else f"{self.gain:+.1f}"
+        if self.gain_low is not None:
+            gain += f" [{self.gain_low:+.1f}, {self.gain_high:+.1f}]"
         figures = [_text(value, ".1f") for value in (self.AP, self.ap_std_images, self.ap_std_seeds)]
         figures += [
             "-" if value < 0 else f"{value:.1f}" for value in (self.AP50, self.AP75, self.APS, self.APM, self.APL)
@@ -104,7 +106,7 @@ def verdicts(table: Sequence[Row]) -> list[str]:
                 f"({alone[row.detector].AP:.1f}), so its rows say nothing about distillation."
             )
     for row in table:
-        if row.gain is None:
+        if row.gain is None or row.gain_low is None:
             continue
         clear = row.gain_low > 0 or row.gain_high < 0
         word = "is outside the noise" if clear else "can't be told from noise"
@@ -178,11 +180,15 @@ def write(table: Sequence[Row], notes: Sequence[str], facts: dict, folder: Path)
     return paths
 
 
-def _resampled(group: Sequence[Result], resamples: int) -> np.ndarray:
-    """(seeds, resamples) AP on bootstrap draws; equal draws for all models of one validation set."""
+def _resampled(group: Sequence[Result], resamples: int) -> np.ndarray | None:
+    """(seeds, resamples) AP on bootstrap draws; equal draws for all models of one validation set. None where a training
+    has left no detections."""
     made = []
     for result in group:
-        stored = torch.load(Path(result.folder) / "detections.pt", weights_only=True)
+        file = Path(result.folder) / "detections.pt"
+        if not file.is_file():
+            return None
+        stored = torch.load(file, weights_only=True)
         ids = sorted(stored["targets"])
         classes = match([stored["detections"][i] for i in ids], [stored["targets"][i] for i in ids])
         made.append(average_precision(classes, draws(len(ids), resamples)))
@@ -190,7 +196,7 @@ def _resampled(group: Sequence[Result], resamples: int) -> np.ndarray:
 
 
 def _row(
-    method: str, groups: dict[str, list[Result]], boot: dict[str, np.ndarray], overheads: Mapping[str, float]
+    method: str, groups: dict[str, list[Result]], boot: dict[str, np.ndarray | None], overheads: Mapping[str, float]
 ) -> Row:
     group = groups[method]
     aps = [result.AP for result in group]
@@ -200,17 +206,19 @@ def _row(
     if method not in ("teacher", "none") and paired:
         partners = [alone[group[k].seed] for k in paired]
         gain = statistics.fmean(aps[k] for k in paired) - statistics.fmean(groups["none"][k].AP for k in partners)
-        difference = boot[method][paired] - boot["none"][partners]
-        # Seeds are drawn again along with the images, as a pair of trainings each.
-        seeds = np.random.default_rng(1).integers(len(difference), size=(len(difference), difference.shape[1]))
-        low, high = np.percentile(np.take_along_axis(difference, seeds, 0).mean(0), [2.5, 97.5]).tolist()
+        ours, theirs = boot[method], boot["none"]
+        if ours is not None and theirs is not None:
+            difference = ours[paired] - theirs[partners]
+            # Seeds are drawn again along with the images, as a pair of trainings each.
+            seeds = np.random.default_rng(1).integers(len(difference), size=(len(difference), difference.shape[1]))
+            low, high = np.percentile(np.take_along_axis(difference, seeds, 0).mean(0), [2.5, 97.5]).tolist()
     return Row(
         detector=group[0].title.split(",")[0],
         model=group[0].title.split(", ", 1)[1],
         method=method,
         seeds=len(group),
         **{name: statistics.fmean(getattr(result, name) for result in group) for name in FIGURES},
-        ap_std_images=float(boot[method].mean(0).std(ddof=1)),
+        ap_std_images=None if (drawn := boot[method]) is None else float(drawn.mean(0).std(ddof=1)),
         ap_std_seeds=statistics.stdev(aps) if len(aps) > 1 else None,
         gain=gain,
         gain_low=low,

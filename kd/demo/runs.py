@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
@@ -21,10 +21,12 @@ from rich.console import Console
 from kd.callbacks import StopOnInterrupt, StudentWeights
 from kd.compare.methods import Method
 from kd.compare.record import FIGURES, Clock, Result, StepTimer, save_detections, write_atomically, write_result
+from kd.compare.students import COMPONENTS_EVERY
 from kd.data import CocoDataModule
 from kd.demo.progress import TrainingProgress
 from kd.demo.recipe import DetectorRecipe, Recipe
 from kd.models import DetectorConfig
+from kd.optimization import OptimizerConfig, ScheduleConfig
 from kd.training import DetectionTraining
 
 #: Raised when a change of the code changes what a stored result means.
@@ -123,6 +125,7 @@ class Trainings:
         folder.mkdir(parents=True, exist_ok=True)
         recipe_text = {"fingerprint": self._fingerprint(run), **self._settings(run)}
         write_atomically(folder / "recipe.json", json.dumps(recipe_text, indent=1, default=str))
+        write_atomically(folder / "config.yaml", yaml.safe_dump(self._configuration(run), sort_keys=False))
         checkpoint = folder / "last.ckpt"
         if checkpoint.is_file():
             self.console.print(f"{run.title}: going on from {checkpoint}")
@@ -195,38 +198,64 @@ class Trainings:
         save_detections(module.evaluator.images, folder)
         return figures
 
-    def _module(self, run: Run) -> DetectionTraining:
-        options: dict[str, Any] = {}
-        if run.method is not None:
-            options = {"loss": run.method.loss, "weight": run.method.weight, "loss_options": dict(run.method.options)}
-            if run.method.loss != "none":
-                options["teacher"] = self._trained_teacher(run)
-        return DetectionTraining(
-            run.detector.config(
-                "teacher" if run.method is None else "student",
-                self.num_classes, self.recipe.image_size, self.backbone_weights,
-            ),
-            optimizer=self.recipe.optimizer(run.detector),
-            schedule=self.recipe.schedule(),
-            seed=run.seed,
-            **options,
+    def _configuration(self, run: Run) -> dict[str, Any]:
+        """The run as a configuration of ``kd fit`` has it."""
+        student = run.detector.config(
+            "teacher" if run.method is None else "student",
+            self.num_classes, self.recipe.image_size, self.backbone_weights,
         )  # fmt: skip
+        method = run.method or Method(name="none", title="", loss="none")
+        teacher = None if method.loss == "none" else asdict(self._trained_teacher(run))
+        configuration = {
+            "seed_everything": run.seed,
+            "trainer": {"max_steps": run.steps, "gradient_clip_val": self.recipe.clip_norm},
+            "model": {
+                "student": asdict(student),
+                "teacher": teacher,
+                "loss": method.loss,
+                "weight": method.weight,
+                "loss_options": dict(method.options),
+                "adapters": method.adapters,
+                "level_map": None,
+                "optimizer": asdict(self.recipe.optimizer(run.detector)),
+                "schedule": asdict(self.recipe.schedule()),
+                "log_components_every": COMPONENTS_EVERY,
+            },
+            "data": self._data_options(run.seed),
+        }
+        # Plain lists in the place of tuples.
+        return json.loads(json.dumps(configuration))
+
+    def _module(self, run: Run) -> DetectionTraining:
+        model = self._configuration(run)["model"]
+        teacher = model.pop("teacher")
+        return DetectionTraining(
+            DetectorConfig(**model.pop("student")),
+            None if teacher is None else DetectorConfig(**teacher),
+            optimizer=OptimizerConfig(**model.pop("optimizer")),
+            schedule=ScheduleConfig(**model.pop("schedule")),
+            seed=run.seed,
+            **model,
+        )
 
     def _trained_teacher(self, run: Run) -> DetectorConfig:
         config = run.detector.config("teacher", self.num_classes, self.recipe.image_size, None)
         file = self.folder(Run(run.detector, None, 0)) / "student_last.pth"
         return DetectorConfig(**{**config.__dict__, "weights": str(file)})
 
+    def _data_options(self, seed: int) -> dict[str, Any]:
+        return {
+            "root": str(self.data_root),
+            "batch_size": self.recipe.batch_size,
+            "eval_batch_size": self.recipe.eval_batch_size,
+            "workers": 0,
+            "labels": "contiguous",
+            "flip": self.recipe.flip,
+            "seed": seed,
+        }
+
     def _data_module(self, seed: int) -> CocoDataModule:
-        return CocoDataModule(
-            str(self.data_root),
-            batch_size=self.recipe.batch_size,
-            eval_batch_size=self.recipe.eval_batch_size,
-            workers=0,
-            labels="contiguous",
-            flip=self.recipe.flip,
-            seed=seed,
-        )
+        return CocoDataModule(**self._data_options(seed))
 
     def _settings(self, run: Run) -> dict[str, Any]:
         recipe = asdict(self.recipe)
