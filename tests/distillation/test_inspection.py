@@ -33,10 +33,11 @@ def test_maps_average_to_the_loss_of_the_level(loss, make_detector):
     for level in inspection.levels:
         map_ = level.ssim_loss if loss == "ssim" else level.squared_error
         expected = distiller.level_losses[level.level]
-        assert float(map_.mean()) == pytest.approx(float(expected), rel=1e-4) and expected > 1e-4
+        assert float(map_.mean()) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+        assert expected > 1e-3 or map_.numel() == 1  # a single pixel is all the same after the rescaling
         assert level.student.shape == level.teacher.shape == (24, *map_.shape)
         assert float(level.student.min()) >= 0 and float(level.student.max()) <= 1
-        assert float(level.channel_loss.mean()) == pytest.approx(float(level.ssim_loss.mean()), rel=1e-4)
+        assert float(level.channel_loss.mean()) == pytest.approx(float(level.ssim_loss.mean()), rel=1e-4, abs=1e-6)
 
 
 def test_components_multiply_to_ssim(make_detector):
@@ -44,9 +45,11 @@ def test_components_multiply_to_ssim(make_detector):
     torch.manual_seed(3)
     student, teacher = make_detector(fpn_channels=2, norm="bn"), make_detector(fpn_channels=1, norm="bn")
     distiller = kd.distill(student, teacher, "ssim", exponents=(1.0, 0.0, 1.0))
-    for level in inspect_image(distiller, image_of(64, 96)).levels:
+    levels = inspect_image(distiller, image_of(64, 96)).levels
+    for level in levels:
         assert torch.allclose(1 - 2 * level.ssim_loss, level.luminance * level.structure, atol=1e-4)
-        assert not torch.allclose(level.contrast, torch.ones_like(level.contrast), atol=1e-3)
+    contrast = levels[0].contrast
+    assert not torch.allclose(contrast, torch.ones_like(contrast), atol=1e-3)
 
 
 def test_a_student_equal_to_its_teacher_shows_no_difference(make_detector):
