@@ -87,7 +87,7 @@ def maps(inspection: Inspection) -> Figure:
     figure, grid = _grid(inspection, rows=len(inspection.levels), columns=len(columns))
     for column, (title, value) in enumerate(columns):
         values = [value(level) for level in inspection.levels]
-        high = max(float(v.max()) for v in values) or 1.0
+        high = max(_top(v) for v in values)
         for axes, map_ in zip(grid[:, column], values, strict=True):
             shown = _map(axes, inspection, map_, ERRORS, 0.0, high)
         grid[0, column].set_title(title, fontsize=8)
@@ -108,7 +108,7 @@ def heat(inspection: Inspection) -> Figure:
         for axes, level in zip(row[1:], inspection.levels, strict=True):
             values = level.squared_error if name == "squared error" else level.ssim_loss
             _picture(axes, inspection)
-            _map(axes, inspection, values, ERRORS, 0.0, float(values.max()) or 1.0, alpha=TRANSPARENCY)
+            _map(axes, inspection, values, ERRORS, 0.0, _top(values), alpha=TRANSPARENCY)
             axes.set_title(f"level {level.level}", fontsize=8)
     return figure
 
@@ -127,6 +127,11 @@ def _grid(inspection: Inspection, *, rows: int, columns: int, width: float = 1.9
     height = width * inspection.image.shape[-2] / inspection.image.shape[-1]
     figure = Figure(figsize=(width * columns, (height + 0.32) * rows + 0.1), layout="constrained", facecolor="white")
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _top(errors: Tensor) -> float:
+    """The largest error; of maps without any, which rounding may push below 0, the smallest that is drawn as one."""
+    return max(float(errors.max()), 1e-6)
 
 
 def _picture(axes: Axes, inspection: Inspection) -> None:

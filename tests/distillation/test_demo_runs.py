@@ -188,7 +188,8 @@ def test_students_start_equal_and_see_the_same_batches(tmp_path, digits):
 def test_verdicts_call_noise_noise():
     row = table.Row(
         detector="RetinaNet", model="student + SSIM", method="ssim", seeds=1, AP=10.0, AP50=20.0, AP75=5.0,
-        ap_std_images=1.0, ap_std_seeds=None, gain=1.0, gain_low=-0.5, gain_high=2.5, step_ms=1.0,
+        APS=1.0, APM=2.0, APL=-1.0, ap_std_images=1.0, ap_std_seeds=None, gain=1.0, gain_low=-0.5, gain_high=2.5,
+        step_ms=1.0, overhead_percent=None, peak_memory_mb=None,
     )  # fmt: skip
     assert "can't be told from noise" in table.verdicts([row])[0]
     assert "is outside the noise" in table.verdicts([replace(row, gain_low=0.2)])[0]
