@@ -29,7 +29,7 @@ from kd.compare.students import (
     resolved,
 )
 
-RESAMPLES = 1000
+RESAMPLES = 300
 
 
 def parser(command: str) -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from kd.compare.students import DETECTOR_TITLES
 from kd.report.page import write_report
 from kd.run_folder import RunFolder, RunFolderError, run_folders
 
-RESAMPLES = 1000
+RESAMPLES = 300
 TITLE = "Distilling detectors through their FPN features"
 
 
