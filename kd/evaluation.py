@@ -56,7 +56,7 @@ class CocoEvaluator:
         Raises:
             RuntimeError: no image was processed.
         """
-        images = self._gathered()
+        images = self.gathered_images()
         if not images:
             raise RuntimeError("evaluation: no image was processed")
         metric = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=class_names is not None)
@@ -72,7 +72,8 @@ class CocoEvaluator:
                 figures[f"AP/{class_names.get(label, str(label))}"] = _percent(value)
         return figures
 
-    def _gathered(self) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    def gathered_images(self) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """As :attr:`images`, but of all processes; every process must call this."""
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self._images
         parts: list[dict] = [{} for _ in range(dist.get_world_size())]

@@ -72,8 +72,9 @@ def _demo(options: argparse.Namespace, console: Console) -> None:
     weights = fetch(cache) if options.weights is None else checked(options.weights, cache)
 
     # Lightning takes a second to import: not before the arguments and the data are known to be good.
-    from kd.demo import report, table
+    from kd.compare import table
     from kd.demo.runs import Trainings, plan
+    from kd.report.page import write_report
 
     _quiet()
     trainings = Trainings(options.out, root, weights, chosen, console)
@@ -113,9 +114,10 @@ def _demo(options: argparse.Namespace, console: Console) -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         **{f"parameters, {r.title}": r.parameters for r in results if r.seed == 0},
     }
-    page = report.write_report(
-        options.out / "report.html", table=made, notes=notes, results=results, data=trainings.validation, facts=facts
-    )
+    page = write_report(
+        options.out / "report.html", title="Distilling detectors with SSIM on FPN features",
+        table=made, notes=notes, results=results, facts=facts,
+    )  # fmt: skip
     files = table.write(made, notes, facts, options.out)
     table.show(made, console, "AP on the validation images, in percent")
     for note in notes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -54,31 +52,3 @@ class TrainingProgress(pl.Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-
-
-class StepTimer(pl.Callback):
-    """Measures training steps: forward, backward and optimiser, without the loading of the batch.
-
-    The times survive an interruption: they are kept in the checkpoint.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times_ms: list[float] = []
-
-    @property
-    def median_ms(self) -> float:
-        """Median time of a step in milliseconds; NaN before the first."""
-        return statistics.median(self.times_ms) if self.times_ms else float("nan")
-
-    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.times_ms.append(1000 * (time.perf_counter() - self._start))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"times_ms": list(self.times_ms)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.times_ms = list(state_dict["times_ms"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kd.compare.methods import Method
 from kd.demo.digits import DigitsConfig
 from kd.models import DetectorConfig
 from kd.optimization import OptimizerConfig, ScheduleConfig
@@ -40,20 +41,6 @@ class DetectorRecipe:
         if backbone_weights is not None:
             options["weights_backbone"] = backbone_weights
         return DetectorConfig(name=self.name, backbone="mobilenet_v2", num_classes=num_classes, options=options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """One way to train the student."""
-
-    name: str
-    """Key in folder names and tables."""
-    title: str
-    loss: str
-    """Loss of :func:`kd.distill`."""
-    weight: float = 0.0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 import warnings
@@ -15,20 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
 from kd.callbacks import StopOnInterrupt, StudentWeights
+from kd.compare.methods import Method
+from kd.compare.record import FIGURES, Clock, Result, StepTimer, save_detections, write_atomically, write_result
+from kd.compare.students import COMPONENTS_EVERY
 from kd.data import CocoDataModule
-from kd.demo.progress import StepTimer, TrainingProgress
-from kd.demo.recipe import DetectorRecipe, Method, Recipe
+from kd.demo.progress import TrainingProgress
+from kd.demo.recipe import DetectorRecipe, Recipe
 from kd.models import DetectorConfig
+from kd.optimization import OptimizerConfig, ScheduleConfig
 from kd.training import DetectionTraining
 
 #: Raised when a change of the code changes what a stored result means.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -55,28 +57,6 @@ class Run:
     def steps(self) -> int:
         """Optimiser steps of the training."""
         return self.detector.teacher_steps if self.method is None else self.detector.student_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a finished training left behind; AP in percent."""
-
-    name: str
-    title: str
-    detector: str
-    method: str
-    """"teacher" or the method's name."""
-    seed: int
-    AP: float
-    AP50: float
-    AP75: float
-    step_ms: float
-    """Median training step in milliseconds."""
-    steps: int
-    seconds: float
-    """Wall time of training and evaluation, interruptions left out."""
-    parameters: int
-    folder: str
 
 
 def plan(recipe: Recipe, seeds: int) -> list[Run]:
@@ -144,7 +124,8 @@ class Trainings:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         recipe_text = {"fingerprint": self._fingerprint(run), **self._settings(run)}
-        _write(folder / "recipe.json", json.dumps(recipe_text, indent=1, default=str))
+        write_atomically(folder / "recipe.json", json.dumps(recipe_text, indent=1, default=str))
+        write_atomically(folder / "config.yaml", yaml.safe_dump(self._configuration(run), sort_keys=False))
         checkpoint = folder / "last.ckpt"
         if checkpoint.is_file():
             self.console.print(f"{run.title}: going on from {checkpoint}")
@@ -153,7 +134,7 @@ class Trainings:
     def _train_and_evaluate(self, run: Run, folder: Path, checkpoint: Path | None) -> Result:
         pl.seed_everything(run.seed, verbose=False)
         module, data, timer = self._module(run), self._data_module(run.seed), StepTimer()
-        clock = _Clock()
+        clock = Clock()
         attempt = len(list(folder.glob("curve/part*")))
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -197,14 +178,15 @@ class Trainings:
             detector=run.detector.name,
             method="teacher" if run.method is None else run.method.name,
             seed=run.seed,
-            **{name: figures[name] for name in ("AP", "AP50", "AP75")},
+            **{name: figures[name] for name in FIGURES},
             step_ms=timer.median_ms,
             steps=trainer.global_step,
             seconds=clock.seconds + time.perf_counter() - started,
             parameters=sum(p.numel() for p in module.student.parameters()),
+            peak_memory_mb=None,
             folder=str(folder),
         )
-        _write(folder / "result.json", json.dumps(asdict(result), indent=1))
+        write_result(result)
         return result
 
     def _evaluate(self, module: DetectionTraining, data: CocoDataModule, folder: Path) -> dict[str, float]:
@@ -213,46 +195,67 @@ class Trainings:
             enable_checkpointing=False, use_distributed_sampler=False,
         )  # fmt: skip
         figures = trainer.validate(module, datamodule=data, verbose=False)[0]
-        images = module.evaluator.images
-        stored = {
-            "detections": {image_id: found for image_id, (found, _) in images.items()},
-            "targets": {image_id: truth for image_id, (_, truth) in images.items()},
-        }
-        torch.save(stored, folder / "detections.pt")
+        save_detections(module.evaluator.images, folder)
         return figures
 
-    def _module(self, run: Run) -> DetectionTraining:
-        options: dict[str, Any] = {}
-        if run.method is not None:
-            options = {"loss": run.method.loss, "weight": run.method.weight, "loss_options": dict(run.method.options)}
-            if run.method.loss != "none":
-                options["teacher"] = self._trained_teacher(run)
-        return DetectionTraining(
-            run.detector.config(
-                "teacher" if run.method is None else "student",
-                self.num_classes, self.recipe.image_size, self.backbone_weights,
-            ),
-            optimizer=self.recipe.optimizer(run.detector),
-            schedule=self.recipe.schedule(),
-            seed=run.seed,
-            **options,
+    def _configuration(self, run: Run) -> dict[str, Any]:
+        """The run as a configuration of ``kd fit`` has it."""
+        student = run.detector.config(
+            "teacher" if run.method is None else "student",
+            self.num_classes, self.recipe.image_size, self.backbone_weights,
         )  # fmt: skip
+        method = run.method or Method(name="none", title="", loss="none")
+        teacher = None if method.loss == "none" else asdict(self._trained_teacher(run))
+        configuration = {
+            "seed_everything": run.seed,
+            "trainer": {"max_steps": run.steps, "gradient_clip_val": self.recipe.clip_norm},
+            "model": {
+                "student": asdict(student),
+                "teacher": teacher,
+                "loss": method.loss,
+                "weight": method.weight,
+                "loss_options": dict(method.options),
+                "adapters": method.adapters,
+                "level_map": None,
+                "optimizer": asdict(self.recipe.optimizer(run.detector)),
+                "schedule": asdict(self.recipe.schedule()),
+                "log_components_every": COMPONENTS_EVERY,
+            },
+            "data": self._data_options(run.seed),
+        }
+        # Plain lists in the place of tuples.
+        return json.loads(json.dumps(configuration))
+
+    def _module(self, run: Run) -> DetectionTraining:
+        model = self._configuration(run)["model"]
+        teacher = model.pop("teacher")
+        return DetectionTraining(
+            DetectorConfig(**model.pop("student")),
+            None if teacher is None else DetectorConfig(**teacher),
+            optimizer=OptimizerConfig(**model.pop("optimizer")),
+            schedule=ScheduleConfig(**model.pop("schedule")),
+            seed=run.seed,
+            **model,
+        )
 
     def _trained_teacher(self, run: Run) -> DetectorConfig:
         config = run.detector.config("teacher", self.num_classes, self.recipe.image_size, None)
         file = self.folder(Run(run.detector, None, 0)) / "student_last.pth"
         return DetectorConfig(**{**config.__dict__, "weights": str(file)})
 
+    def _data_options(self, seed: int) -> dict[str, Any]:
+        return {
+            "root": str(self.data_root),
+            "batch_size": self.recipe.batch_size,
+            "eval_batch_size": self.recipe.eval_batch_size,
+            "workers": 0,
+            "labels": "contiguous",
+            "flip": self.recipe.flip,
+            "seed": seed,
+        }
+
     def _data_module(self, seed: int) -> CocoDataModule:
-        return CocoDataModule(
-            str(self.data_root),
-            batch_size=self.recipe.batch_size,
-            eval_batch_size=self.recipe.eval_batch_size,
-            workers=0,
-            labels="contiguous",
-            flip=self.recipe.flip,
-            seed=seed,
-        )
+        return CocoDataModule(**self._data_options(seed))
 
     def _settings(self, run: Run) -> dict[str, Any]:
         recipe = asdict(self.recipe)
@@ -273,47 +276,8 @@ class Trainings:
         return hashlib.sha256(json.dumps(self._settings(run), sort_keys=True, default=str).encode()).hexdigest()
 
 
-class _Clock(pl.Callback):
-    """Seconds spent in training, kept in the checkpoint so that interruptions don't count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._before, self._start = 0.0, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._start
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._before, self._start = self.seconds, time.perf_counter()
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._before = state_dict["seconds"]
-
-
-def learning_curve(folder: str | Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Logged quantity -> (steps, values) of one run, its resumed parts put together; a later part wins."""
-    values: dict[str, dict[int, float]] = {}
-    for part in sorted(Path(folder).glob("curve/part*/metrics.csv"), key=lambda p: int(p.parent.name[4:])):
-        with part.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        values.setdefault(name, {})[int(row["step"])] = float(value)
-    return {name: (sorted(points), [points[s] for s in sorted(points)]) for name, points in values.items()}
-
-
 def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, file)
 
 
 def _sha256(path: Path) -> str:

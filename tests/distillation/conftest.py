@@ -10,6 +10,7 @@ from kd.models import build
 
 # Under import mode importlib the folder of the tests is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).parent))
+from comparisons import compare, write_comparison
 from tiny_coco import write_coco
 
 TINY = {"min_size": 64, "max_size": 96, "fpn_channels": 16, "norm": "frozen_bn"}
@@ -62,3 +63,13 @@ def batch():
 @pytest.fixture
 def coco_root(tmp_path):
     return write_coco(tmp_path / "coco")
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory):
+    """A finished comparison of RetinaNet students, "none" and "ssim", two seeds each: (its folder, configuration)."""
+    folder = tmp_path_factory.mktemp("comparison")
+    config = write_comparison("retinanet", write_coco(folder / "coco"), folder / "run")
+    arguments = ("--methods", "none,ssim", "--seeds", "2", "--step-rounds", "2")
+    assert compare(config, folder / "out", *arguments) == 0
+    return folder / "out", config

@@ -9,11 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from kd.demo import report, table
+from kd.compare import table
 from kd.demo.__main__ import main
 from kd.demo.digits import DigitsConfig, write_digits
 from kd.demo.recipe import FASTER_RCNN, METHODS, RETINANET, recipe
-from kd.demo.runs import Run, Trainings, learning_curve, plan
+from kd.demo.runs import Run, Trainings, plan
+from kd.report.command import main as report_command
+from kd.report.page import write_report
+from kd.run_folder import learning_curves
 from kd.training import DetectionTraining
 
 SMALL = {"width_mult": 0.25, "fpn_channels": 16}
@@ -91,17 +94,23 @@ def test_all_runs_make_a_table_and_a_page(tmp_path, digits, detector):
         assert (row.AP, row.AP50, row.AP75) == (result.AP, result.AP50, result.AP75)
         assert result.steps == 12 and result.step_ms > 0 and 0 <= row.AP <= row.AP50 <= 100
         assert (row.gain is None) == (row.method in ("teacher", "none"))
-    curve = learning_curve(work.folder(Run(detector, METHODS[2], 0)))
+    curve = learning_curves(work.folder(Run(detector, METHODS[2], 0)))
     assert min(curve["loss_distill"][1]) > 0
-    assert "loss_distill" not in learning_curve(work.folder(Run(detector, METHODS[0], 0)))
+    assert "loss_distill" not in learning_curves(work.folder(Run(detector, METHODS[0], 0)))
     paths = table.write(made, ["a note"], {"fact": 1}, tmp_path)
     assert json.loads(paths[2].read_text())["rows"][3]["AP"] == made[3].AP
     assert paths[0].read_text().count("\n|") == 5 and len(paths[1].read_text().splitlines()) == 5
-    page = report.write_report(
-        tmp_path / "report.html", table=made, notes=["<note>"], results=results, data=work.validation, facts={"a": "b"}
+    page = write_report(
+        tmp_path / "report.html", title="t", table=made, notes=["<note>"], results=results, facts={"a": "b"}
     ).read_text()
-    assert page.count("data:image/png;base64,") == 2 and "&lt;note&gt;" in page
-    assert not re.search(r"(src|href)=\"?http", page)
+    # Detections, learning curves, and for L2 and SSIM the curves by level and three pictures of each of two images.
+    assert page.count("data:image/png;base64,") == 2 + 2 * (1 + 3 * 2) and "&lt;note&gt;" in page
+    # The command of everybody makes the same page of the same folder.
+    assert report_command([str(tmp_path), "--out", str(tmp_path / "again.html")]) == 0
+    again = (tmp_path / "again.html").read_text()
+    assert again.count("data:image/png;base64,") == page.count("data:image/png;base64,")
+    for row in made:
+        assert f"<td>{row.model}</td><td>{row.AP:.1f}</td>" in again
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, digits, monkeypatch):
@@ -179,7 +188,8 @@ def test_students_start_equal_and_see_the_same_batches(tmp_path, digits):
 def test_verdicts_call_noise_noise():
     row = table.Row(
         detector="RetinaNet", model="student + SSIM", method="ssim", seeds=1, AP=10.0, AP50=20.0, AP75=5.0,
-        ap_std_images=1.0, ap_std_seeds=None, gain=1.0, gain_low=-0.5, gain_high=2.5, step_ms=1.0,
+        APS=1.0, APM=2.0, APL=-1.0, ap_std_images=1.0, ap_std_seeds=None, gain=1.0, gain_low=-0.5, gain_high=2.5,
+        step_ms=1.0, overhead_percent=None, peak_memory_mb=None,
     )  # fmt: skip
     assert "can't be told from noise" in table.verdicts([row])[0]
     assert "is outside the noise" in table.verdicts([replace(row, gain_low=0.2)])[0]

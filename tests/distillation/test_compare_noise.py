@@ -1,4 +1,4 @@
-"""The demo's bootstrap: its AP is COCO's, and its draws behave."""
+"""The bootstrap: its AP is COCO's, and its draws behave."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
-from kd.demo.noise import average_precision, draws, match
+from kd.compare.noise import average_precision, draws, match
 
 
 def scene(images=14, classes=4, seed=0):

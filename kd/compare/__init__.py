@@ -1,0 +1,1 @@
+"""``kd compare`` and ``kd ablate``: many students of one teacher, trained alike, in one table."""

@@ -1,0 +1,1 @@
+"""``kd inspect``: pictures of what a student has learnt from its teacher, and where it has not."""

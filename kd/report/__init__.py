@@ -1,0 +1,1 @@
+"""``kd report``: one self-contained page about finished trainings."""
