@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 # All that a pickled dict of arrays names. Both spellings of NumPy's module occur: it was renamed in NumPy 2.
 _ARRAYS = {

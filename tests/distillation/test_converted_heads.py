@@ -14,9 +14,11 @@ from kd.models import DetectorConfig, build
 
 CHANNELS, CLASSES, WIDTH = 16, 80, 24
 RATIOS = (0.5, 1.0, 2.0)
-RETINANET = {"mmdet": ("bbox_head.cls_convs.{}.conv", "bbox_head.reg_convs.{}.conv", "bbox_head.retina_cls",
-                       "bbox_head.retina_reg", 1),
-             "detectron2": ("head.cls_subnet.{}", "head.bbox_subnet.{}", "head.cls_score", "head.bbox_pred", 2)}  # fmt: skip
+RETINANET = {
+    "mmdet": ("bbox_head.cls_convs.{}.conv", "bbox_head.reg_convs.{}.conv", "bbox_head.retina_cls",
+              "bbox_head.retina_reg", 1),
+    "detectron2": ("head.cls_subnet.{}", "head.bbox_subnet.{}", "head.cls_score", "head.bbox_pred", 2),
+}  # fmt: skip
 FASTER_RCNN = {
     "mmdet": ("rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg", "roi_head.bbox_head.shared_fcs.0",
               "roi_head.bbox_head.shared_fcs.1", "roi_head.bbox_head.fc_cls", "roi_head.bbox_head.fc_reg"),

@@ -79,7 +79,7 @@ import numpy as np
 class HistoryBuffer:
     def __init__(self): self.history = np.arange(3.0)
     def mean(self): return self.history.mean()
-    def __getstate__(self): return {"history": self.history, "count": np.int64(3), "methods": {"mean": HistoryBuffer.mean}}
+    def __getstate__(self): return {"history": self.history, "n": np.int64(3), "methods": {"mean": HistoryBuffer.mean}}
     def __setstate__(self, state): print("code ran")
 """
     exec(program, module.__dict__)
@@ -94,7 +94,7 @@ def test_log_buffers_beside_the_weights_are_passed_over(tmp_path, mmengine, caps
     path = tmp_path / "epoch_12.pth"
     state = {"backbone.conv1.weight": torch.rand(2, 3)}
     torch.save({"meta": {"epoch": 12}, "state_dict": state, "message_hub": {"loss": mmengine.HistoryBuffer()}}, path)
-    with pytest.raises(Exception, match="HistoryBuffer|getattr"):
+    with pytest.raises(Exception, match=r"HistoryBuffer|getattr"):
         torch.load(path, weights_only=True)  # what this is about
     assert torch.equal(read_state_dict(path)["backbone.conv1.weight"], state["backbone.conv1.weight"])
     torch.save({"state_dict": state, "message_hub": Evil()}, path)
