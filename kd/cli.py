@@ -26,7 +26,7 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
-            self.config_filename = f"config_{stage}.yaml"
+            self.config_filename = f"config_{trainer.state.fn.value}.yaml"
         super().setup(trainer, pl_module, stage)
 
 
