@@ -64,3 +64,22 @@ class Emulator:
     def blocks_run(self) -> int:
         """Blocks that have run in this process so far."""
         return self._library.cuda_emulator_blocks_run()
+
+
+def build_check(
+    csrc: Path = building.ROOT / "csrc", flags: Sequence[str] = building.PLAIN, lean_only: bool = False
+) -> Path:
+    """``kernel_check``: the same kernels in a program of their own, without torch but for a few of its headers."""
+    from torch.utils.cpp_extension import include_paths
+
+    runtime = building.HERE / "kernel_runtime.h"
+    chosen = [source for source in sources(csrc) if source.name != "ops_cuda.cpp"]
+    if lean_only:
+        chosen = [source for source in chosen if "general" not in source.name]
+    definitions = [f'-DSSIM_CUDA_RUNTIME="{runtime}"', f"-I{csrc}", *(f"-isystem{path}" for path in include_paths())]
+    return building.link(
+        "kernel_check",
+        [*chosen, building.HERE / "kernel_check.cpp"],
+        [*flags, *definitions, *(["-DLEAN_ONLY"] if lean_only else [])],
+        headers=[*headers(csrc), runtime],
+    )
