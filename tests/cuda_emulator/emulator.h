@@ -19,12 +19,17 @@ namespace emulator {
 
 enum class Order : int { kAscending, kRandom, kDescending };
 
+// Runs a launch in the place of the emulator; the kernel by its mangled name. Returns 0, or 1 for a failure.
+using Executor = int (*)(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes,
+                         const void* const* parameters, const size_t* sizes, int count);
+
 struct Options {
   Order order = Order::kRandom;  // of threads in a block; blocks run backwards for all but kAscending
   unsigned seed = 0;
   int os_threads = 1;            // blocks that run at a time
   int multiprocessors = 132;     // what the device says it has
   size_t shared_limit = 232448;  // bytes of shared memory a block may ask for
+  Executor executor = nullptr;
 };
 Options& options();
 
@@ -51,8 +56,15 @@ void fence();                           // __threadfence
 void before_atomic(const void* place);  // ThreadSanitizer: what fences before and after an atomic order
 void after_atomic(const void* place);
 
+// What a kernel receives, for an executor.
+struct Parameters {
+  const void* const* places;
+  const size_t* sizes;
+  int count;
+};
 // Runs the grid; 0 or a cudaError_t.
-int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void (*run)(void*), void* argument);
+int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void (*run)(void*), void* argument,
+           const Parameters& parameters);
 int set_shared_limit(const void* kernel, size_t bytes);  // above 48 KiB a kernel must ask first, as on a device
 
 }  // namespace emulator

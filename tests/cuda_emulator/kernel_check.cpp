@@ -1,6 +1,6 @@
-// The real kernels without torch, for sanitizers and planted bugs: computes a few cases and prints a hash of all outputs
-// of each, which must be the same in every order of threads.
-// Usage: kernel_check lean|general ORDER SEED OS_THREADS
+// The real kernels without torch, for sanitizers and planted bugs: computes a few cases and prints a hash of all
+// outputs of each, which must be the same in every order of threads. Usage: kernel_check lean|general ORDER SEED
+// OS_THREADS
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -78,8 +78,7 @@ ssim::View tensor(Heap& heap, const Case& c, int64_t h, int64_t w, std::mt19937*
 struct Hash {
   uint64_t value = 1469598103934665603u;
   void add(const void* data, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; ++i)
-      value = (value ^ static_cast<const unsigned char*>(data)[i]) * 1099511628211u;
+    for (int64_t i = 0; i < bytes; ++i) value = (value ^ static_cast<const unsigned char*>(data)[i]) * 1099511628211u;
   }
 };
 

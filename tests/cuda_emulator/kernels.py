@@ -4,7 +4,8 @@ It registers the operators of ``fused_ssim.ops`` in the namespace ``fused_ssim_e
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +13,19 @@ from cuda_emulator import building
 
 NAMESPACE = "fused_ssim_emulated"
 ASCENDING, RANDOM, DESCENDING = range(3)
+
+EXECUTOR = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.POINTER(ctypes.c_uint),
+    ctypes.POINTER(ctypes.c_uint),
+    ctypes.c_size_t,
+    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.POINTER(ctypes.c_size_t),
+    ctypes.c_int,
+)
+Launch = Callable[[str, tuple[int, int, int], tuple[int, int, int], int, list[bytes]], None]
+"""Kernel name, grid, block, bytes of shared memory, parameters."""
 
 
 def sources(csrc: Path) -> list[Path]:
@@ -41,10 +55,10 @@ def build(
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
     return building.link(
         "fused_ssim_emulated",
-        sources(csrc),
+        [*sources(csrc), building.HERE / "allocations.cpp"],
         [*flags, *definitions],
         headers=[*headers(csrc), runtime, Path(torch.__file__).parent / "version.py"],
-        link_flags=["-shared", *libraries],
+        link_flags=["-shared", "-Wl,--wrap=torch_call_dispatcher", *libraries],
     )
 
 
@@ -59,6 +73,40 @@ class Emulator:
     def configure(self, order: int = RANDOM, seed: int = 0, os_threads: int = 1, multiprocessors: int = 132) -> None:
         """Order of the threads of a block, blocks at a time, and what the device says it has."""
         self._library.cuda_emulator_configure(order, ctypes.c_uint(seed), os_threads, multiprocessors)
+
+    @contextmanager
+    def executed_by(self, launch: Launch) -> Iterator[None]:
+        """Inside, launches go to a function instead of the emulator. What it raises comes out at the end."""
+        errors: list[BaseException] = []
+
+        def execute(name, grid, block, shared_bytes, places, sizes, count):
+            try:
+                parameters = [ctypes.string_at(places[i], sizes[i]) for i in range(count)]
+                launch(name.decode(), tuple(grid[:3]), tuple(block[:3]), shared_bytes, parameters)
+            except BaseException as error:
+                errors.append(error)
+                return 1
+            return 0
+
+        callback = EXECUTOR(execute)
+        self._library.cuda_emulator_allocations(None, None)
+        self._library.cuda_emulator_execute_by(callback)
+        try:
+            yield
+        except RuntimeError:
+            if not errors:
+                raise
+        finally:
+            self._library.cuda_emulator_execute_by(None)
+        if errors:
+            raise errors[0]
+
+    def allocations(self) -> list[tuple[int, int]]:
+        """Address and bytes of each tensor that the operators have made inside ``executed_by``, living or not."""
+        count = self._library.cuda_emulator_allocations((ctypes.c_void_p * 0)(), None)
+        addresses, sizes = (ctypes.c_void_p * count)(), (ctypes.c_int64 * count)()
+        self._library.cuda_emulator_allocations(addresses, sizes)
+        return [(address, size) for address, size in zip(addresses, sizes, strict=True) if address]
 
     @property
     def blocks_run(self) -> int:

@@ -1,4 +1,5 @@
 // The scheduler of emulator.h: fibers of a block, barriers, shared memory, blocks on operating-system threads.
+#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -328,7 +329,8 @@ int set_shared_limit(const void* kernel, size_t bytes) {
   return 0;
 }
 
-int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void (*run)(void*), void* argument) {
+int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void (*run)(void*), void* argument,
+           const Parameters& parameters) {
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535 || !block.x ||
       !block.y || !block.z || block.z > 64 || size_t{block.x} * block.y * block.z > 1024)
     return kInvalidConfiguration;
@@ -337,6 +339,15 @@ int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void 
   failure_text.clear();
   launches += 1;
   const Options o = options();
+  if (o.executor) {
+    Dl_info symbol;
+    const bool known = dladdr(kernel, &symbol) && symbol.dli_sname;
+    const unsigned sizes[][3] = {{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}};
+    const bool done = known && !o.executor(symbol.dli_sname, sizes[0], sizes[1], shared_bytes, parameters.places,
+                                           parameters.sizes, parameters.count);
+    if (!done) failure_text = known ? "the executor failed" : "the kernel has no name";
+    return done ? 0 : kLaunchFailure;
+  }
   const size_t count = size_t{grid.x} * grid.y * grid.z;
   std::atomic<size_t> next{0};
   std::atomic<bool> failed{false};
@@ -369,6 +380,9 @@ extern "C" __attribute__((visibility("default"))) void cuda_emulator_configure(i
   o.seed = seed;
   o.os_threads = os_threads;
   o.multiprocessors = multiprocessors;
+}
+extern "C" __attribute__((visibility("default"))) void cuda_emulator_execute_by(emulator::Executor executor) {
+  emulator::options().executor = executor;
 }
 extern "C" __attribute__((visibility("default"))) unsigned long long cuda_emulator_blocks_run() {
   return emulator::totals().blocks;

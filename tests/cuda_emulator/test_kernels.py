@@ -57,7 +57,11 @@ def test_thread_sanitizer(cases):
 PLANTED = {
     # the file, what stands there (once), what is put in its place
     "barrier": ("cuda/march.cuh", "      __syncthreads();\n      fetch(", "      fetch("),
-    "row": ("cuda/march.cuh", "from.column >= 0 && from.column < level_.w", "from.column >= 0 && from.column <= level_.w"),
+    "row": (
+        "cuda/march.cuh",
+        "from.column >= 0 && from.column < level_.w",
+        "from.column >= 0 && from.column <= level_.w",
+    ),
     "slot": ("cuda/march.cuh", "level_.slots[unit]", "level_.slots[0]"),
 }
 

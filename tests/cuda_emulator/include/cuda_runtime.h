@@ -332,12 +332,17 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     void (*kernel)(P...);
     std::tuple<std::decay_t<P>...> arguments;
   } call{kernel, {std::forward<A>(arguments)...}};
-  const int error = emulator::launch(
-      config->gridDim, config->blockDim, config->dynamicSmemBytes, reinterpret_cast<const void*>(kernel),
-      [](void* place) {
-        const Call& c = *static_cast<const Call*>(place);
-        std::apply(c.kernel, c.arguments);
-      },
-      &call);
+  const auto launch = [&](auto&... argument) {
+    const void* const places[] = {&argument...};
+    const size_t sizes[] = {sizeof(argument)...};
+    return emulator::launch(config->gridDim, config->blockDim, config->dynamicSmemBytes,
+                            reinterpret_cast<const void*>(kernel),
+                            [](void* place) {
+                              const Call& c = *static_cast<const Call*>(place);
+                              std::apply(c.kernel, c.arguments);
+                            },
+                            &call, {places, sizes, sizeof...(argument)});
+  };
+  const int error = std::apply(launch, call.arguments);
   return emulator_last_error = static_cast<cudaError_t>(error);
 }
