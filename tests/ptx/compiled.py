@@ -1,12 +1,14 @@
 """PTX of the real kernels, as nvcc emits it, and launches of the operators that run it instead of the emulator."""
 
 import hashlib
+import math
 import os
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -59,13 +61,22 @@ def program(kernel: str, sources: tuple[str, ...]) -> Program:
     raise KeyError(f"none of {sources} has the kernel {kernel}")
 
 
+@dataclass
+class Executed:
+    """What the launches of one kernel came to."""
+
+    block: int = 0  # threads
+    shared_bytes: int = 0  # of a block
+    instructions: Counter[str] = field(default_factory=Counter)  # executed by threads, by kind
+
+
 @contextmanager
-def interpreted(sources: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[dict[str, Counter[str]]]:
+def interpreted(sources: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[dict[str, Executed]]:
     """Inside, ``backend=emulated.NAME`` runs the PTX of these files, which may touch these tensors and its outputs.
 
-    Gives, for each kernel that was launched, how often its threads executed each kind of instruction.
+    Gives, for each kernel that was launched, what its threads executed.
     """
-    counts: dict[str, Counter[str]] = {}
+    kernels_run: dict[str, Executed] = {}
     device = emulated.emulator()
 
     def launch(kernel, grid, block, shared_bytes, parameters):
@@ -81,7 +92,9 @@ def interpreted(sources: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[d
             assert len(value) == size, f"{kernel}: a parameter of {size} bytes here, {len(value)} on the host"
             packed[offset : offset + size] = value
         executed, _ = machine.run(code, memory, grid, block, bytes(packed), shared_bytes)
-        counts[kernel] = counts.get(kernel, Counter()) + executed
+        record = kernels_run.setdefault(kernel, Executed())
+        record.block, record.shared_bytes = math.prod(block), shared_bytes
+        record.instructions += executed
 
     with emulated.backend(), device.executed_by(launch):
-        yield counts
+        yield kernels_run

@@ -29,7 +29,7 @@ def check(sources, shape, dtype=torch.float32, both=False, **options):
     x, y = (t.to(dtype) for t in pair(shape))
     x.requires_grad_()
     y.requires_grad_(both)
-    with compiled.interpreted(sources, [x, y]) as counts:
+    with compiled.interpreted(sources, [x, y]) as kernels_run:
         value = fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME, **options)
     value.backward()  # scales what was computed above by 1
     a, b = x.detach().double().requires_grad_(), y.detach().double().requires_grad_(both)
@@ -40,14 +40,14 @@ def check(sources, shape, dtype=torch.float32, both=False, **options):
     assert_close(x.grad, a.grad, limit.gradient, "gradient by x")
     if both:
         assert_close(y.grad, b.grad, limit.gradient, "gradient by y")
-    return counts
+    return kernels_run
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_whole_maps(dtype):
     """The main plan: a block marches down each map of a FPN level, 100 x 152."""
-    counts = check(LEAN, (1, 2, 100, 152), dtype)
-    (march,) = (c for name, c in counts.items() if "march" in name)
+    kernels_run = check(LEAN, (1, 2, 100, 152), dtype)
+    (march,) = (run.instructions for name, run in kernels_run.items() if "march" in name)
     # 7 filters of 22 fused multiply-adds a pixel, and the rest of the floor; twice that would be another kernel.
     fused = march["fma.f32"] / (2 * 100 * 152)
     assert 120 < fused < 240, f"{fused:.0f} fma a pixel"
@@ -68,9 +68,9 @@ def test_scaling_in_place():
     grads = [torch.rand(2, 3, 5, 7), torch.rand(2, 2, 4, 4).half()]
     factor = torch.tensor([[2.0, 0.5], [1.0, 3.0]])
     expected = [g.float() * f.reshape(2, 1, 1, 1) / d for g, f, d in zip(grads, factor, (4.0, 1.0), strict=True)]
-    with compiled.interpreted(LEAN, [*grads, factor]) as counts:
+    with compiled.interpreted(LEAN, [*grads, factor]) as kernels_run:
         torch.ops.fused_ssim_emulated.scale_(grads, factor, [4.0, 1.0])
-    assert counts
+    assert kernels_run
     for got, want in zip(grads, expected, strict=True):
         assert_close(got, want, judge.tolerance(got.dtype).gradient, "scaled gradient")
 
