@@ -88,3 +88,11 @@ def unpoisoned(poisoned_outputs) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = False
     yield
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The emulator is slower than a kernel: of its tests the fast core holds those of values and gradients alone."""
+    for item in items:
+        emulated_one = "cuda-emulated" in getattr(getattr(item, "callspec", None), "id", "")
+        if emulated_one and item.path.name not in ("test_values.py", "test_reductions.py", "test_l1.py"):
+            item.add_marker(pytest.mark.slow)
