@@ -34,9 +34,9 @@ if [ -z "$dry" ]; then
     step 40 "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" benchmarks/gpu_subset.py
   done
 else
-  step 20 info "$python" -m fused_ssim
-  step 60 streams "$python" -m pytest -q -p no:cacheprovider tests/ssim/test_cuda_streams.py
-  step 60 subset "$python" benchmarks/gpu_subset.py --dry-run
+  step 100 info "$python" -m fused_ssim
+  step 100 streams "$python" -m pytest -q -p no:cacheprovider tests/ssim/test_cuda_streams.py
+  step 100 subset "$python" benchmarks/gpu_subset.py --dry-run
 fi
 step 260 speed "$python" benchmarks/gpu_speed.py --out "$out/speed" $dry
 cat "$out/speed.txt"

@@ -29,6 +29,11 @@ GRADIENT_LIMIT = 1e-3
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def by_planes(loss: Loss) -> Loss:
+    """The same of N*C images of one channel."""
+    return lambda x, y: loss(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None])
+
+
 def losses(device: str) -> dict[str, tuple[Loss, str | None]]:
     """Each loss, and the padding with which the reference defines the same; None for mse_loss."""
     found: dict[str, tuple[Loss, str | None]] = {"mse_loss": (F.mse_loss, None)}
