@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import emulated
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ import fused_ssim
 from fused_ssim import dispatch, native
 
 INSTRUCTION_SETS = ("AVX-512", "AVX2", "baseline")
-KERNELS = [f"cpu-{name}" for name in INSTRUCTION_SETS] + ["cuda", "triton"]
+KERNELS = [f"cpu-{name}" for name in INSTRUCTION_SETS] + ["cuda", "cuda-emulated", "triton"]
 
 
 class Backend(NamedTuple):
@@ -21,6 +22,10 @@ class Backend(NamedTuple):
 
 
 def _select(identity: str) -> Iterator[Backend]:
+    if identity == "cuda-emulated":
+        with emulated.backend() as name:
+            yield Backend(name, "cpu")
+        return
     name, _, instruction_set = identity.partition("-")
     device = "cuda" if name in ("cuda", "triton") else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -52,7 +57,7 @@ def kernel(request) -> Iterator[Backend]:
     yield from _select(request.param)
 
 
-@pytest.fixture(params=["cpu", "cuda", "triton"])
+@pytest.fixture(params=["cpu", "cuda", "cuda-emulated", "triton"])
 def kernel_once(request) -> Iterator[Backend]:
     """Like ``kernel`` with the preferred instruction set only: for what does not depend on it."""
     yield from _select(request.param)
@@ -83,3 +88,11 @@ def unpoisoned(poisoned_outputs) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = False
     yield
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The emulator is slower than a kernel: of its tests the fast core holds those of values and gradients alone."""
+    for item in items:
+        emulated_one = "cuda-emulated" in getattr(getattr(item, "callspec", None), "id", "")
+        if emulated_one and item.path.name not in ("test_values.py", "test_reductions.py", "test_l1.py"):
+            item.add_marker(pytest.mark.slow)
