@@ -40,10 +40,12 @@ SSIM_DEVICE void sum_slots(const LaunchArgs<T>& launch, double* memory) {
   __threadfence();  // slots are visible before the count says so
   __syncthreads();
   unsigned* last = reinterpret_cast<unsigned*>(memory + threads);
-  if (thread == 0) *last = atomicAdd(launch.arrived, 1u) + 1 == gridDim.x;
+  if (thread == 0) {
+    *last = atomicAdd(launch.arrived, 1u) + 1 == gridDim.x;
+    __threadfence();  // what the count says is visible here; the barrier passes it on to the block
+  }
   __syncthreads();
   if (!*last) return;
-  __threadfence();
   for (int l = 0; l < launch.level_count; ++l) {
     const LevelArgs<T>& level = launch.levels[l];
     for (uint32_t sample = 0; sample < launch.samples; ++sample) {

@@ -1,0 +1,273 @@
+"""What can be said of the CUDA kernel's cost without a GPU, beside a straightforward kernel of 16 x 16 tiles.
+
+python benchmarks/static_cost.py [--archs 80 90 100] [--out benchmarks/results/static_cost]
+
+Needs nvcc and a C++ compiler. Registers, stack, spills and static counts are ptxas's; instructions per pixel are exact
+counts of the sm_80 PTX, interpreted on whole 100 x 152 maps. PTX is not what is issued: floating-point, memory and
+barrier instructions go over one to one, the integer rest does not, and is scaled by SASS / PTX of the whole kernel.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import emulated  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from ptx import compiled, machine  # noqa: E402
+from ptx.memory import GlobalMemory  # noqa: E402
+from ptx.program import Program, parse  # noqa: E402
+
+import fused_ssim  # noqa: E402
+
+CACHE = ROOT / "build" / "static_cost"
+TILE_KERNEL = ROOT / "benchmarks" / "tile_kernel.cu"
+MAPS, HEIGHT, WIDTH = 2, 100, 152
+
+
+class Chip(NamedTuple):
+    """Figures of the makers' data sheets; clocks are boost clocks."""
+
+    name: str
+    multiprocessors: int
+    clock_ghz: float
+    gb_per_s: float
+    warps: int  # a multiprocessor holds
+    shared_bytes: int  # of a multiprocessor
+
+
+CHIPS = {
+    80: Chip("A100 SXM", 108, 1.41, 2039, 64, 167936),
+    90: Chip("H100 SXM", 132, 1.98, 3350, 64, 233472),
+    100: Chip("B200", 148, 1.96, 8000, 64, 233472),
+}
+
+FLOAT = re.compile(r"(?:fma|add|sub|mul|mad|div|rcp|sqrt|ex2|lg2|min|max|neg|abs|setp|selp)\.f(?:32|64)")
+SASS_FLOAT = re.compile(r"[FD](?:FMA|ADD|MUL|SETP|SEL|MNMX|CHK)|MUFU|HFMA2|HADD2|HMUL2|F2FP?|FRND")
+MEMORY = ("ld", "st", "atom", "red", "LD", "ST", "ATOM", "RED", "shfl", "SHFL")
+BARRIERS = ("bar", "barrier", "membar", "fence", "BAR", "MEMBAR", "WARPSYNC", "BSYNC", "BSSY", "ERRBAR")
+
+
+def kind(name: str) -> str:
+    """ "float", "memory", "barrier" or "integer" (addresses, counters, predicates, branches, conversions, moves)."""
+    if FLOAT.fullmatch(name) or SASS_FLOAT.fullmatch(name):
+        return "float"
+    if name.split(".")[0].startswith(BARRIERS):
+        return "barrier"
+    # Parameters and constants are operands in SASS, no loads.
+    if name.startswith(MEMORY) and not name.startswith(("ld.param", "ld.const", "LDC", "LDCU", "setp", "STL.")):
+        return "memory"
+    return "integer"
+
+
+@cache
+def tool(name: str) -> str | None:
+    """A tool of the CUDA toolkit, or the copy inside triton's wheel."""
+    beside = Path(compiled.nvcc() or "").resolve().parent / name
+    if beside.exists():
+        return str(beside)
+    try:
+        import triton
+    except ImportError:
+        return shutil.which(name)
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(bundled) if bundled.exists() else shutil.which(name)
+
+
+class Resources(NamedTuple):
+    """What ptxas gave a kernel, and its SASS instructions as they stand, by kind."""
+
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int  # static
+    sass: Counter[str]
+
+
+@cache
+def resources(source: Path, arch: int) -> dict[str, Resources]:
+    """Each kernel of a source, compiled for sm_<arch>."""
+    from torch.utils.cpp_extension import include_paths
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    cubin = CACHE / f"{source.stem}_{arch}_{os.getpid()}.cubin"
+    includes = [part for path in include_paths() for part in ("-isystem", path)]
+    flags = ["-std=c++20", "-O3", f"-arch=sm_{arch}", "-Xptxas", "-v", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    command = [str(compiled.nvcc()), *flags, *includes, "-cubin", str(source), "-o", str(cubin)]
+    log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    usage = subprocess.run([str(tool("cuobjdump")), "-res-usage", str(cubin)], capture_output=True, text=True)
+    listing = subprocess.run([str(tool("cuobjdump")), "-sass", str(cubin)], capture_output=True, text=True, check=True)
+    cubin.unlink()
+    spills = {
+        name: int(stores) + int(loads)
+        for name, stores, loads in re.findall(
+            r"Function properties for (\S+)\s+\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+            log,
+        )
+    }
+    sass = {}
+    for part in listing.stdout.split("Function : ")[1:]:
+        names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", part, re.M)
+        sass[part.split()[0]] = Counter(kind(name) for name in names if name != "NOP")
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage.stdout + usage.stderr)
+    return {n: Resources(int(r), int(k), spills.get(n, 0), int(s), sass[n]) for n, r, k, s in found}
+
+
+def blocks_per_multiprocessor(chip: Chip, threads: int, registers: int, shared_bytes: int) -> int:
+    """How many blocks fit: by warps, by registers (given out to warps in units of 256), by shared memory (and 1 KiB each)."""
+    warps = -(-threads // 32)
+    of_registers = 65536 // (-(-registers * 32 // 256) * 256) // warps
+    return min(32, chip.warps // warps, of_registers, chip.shared_bytes // (shared_bytes + 1024))
+
+
+class Cost(NamedTuple):
+    """One kernel, or several that belong together, on one chip."""
+
+    name: str
+    resources: list[Resources]
+    threads: int
+    shared_bytes: int
+    ptx_per_pixel: Counter[str]  # by kind
+    sass_per_pixel: float  # estimated
+    integer_share: float  # of it
+    bytes_per_pixel: float
+
+
+def _static_ptx(program: Program) -> Counter[str]:
+    return Counter(kind(machine.counted_as(i.opcode)) for i in program.instructions)
+
+
+def _cost(name, arch_resources, programs, executed, threads, shared_bytes, bytes_per_pixel) -> Cost:
+    pixels = MAPS * HEIGHT * WIDTH
+    ptx, sass, integers = Counter(), 0.0, 0.0
+    for resource, program, counts in zip(arch_resources, programs, executed, strict=True):
+        by_kind = Counter()
+        for instruction, count in counts.items():
+            by_kind[kind(instruction)] += count / pixels
+        integer = by_kind["integer"] * resource.sass["integer"] / _static_ptx(program)["integer"]
+        integers += integer
+        sass += integer + sum(by_kind.values()) - by_kind["integer"]
+        ptx += by_kind
+    return Cost(name, arch_resources, threads, shared_bytes, ptx, sass, integers / sass, bytes_per_pixel)
+
+
+@cache
+def _run_ours(dtype: torch.dtype) -> tuple[str, compiled.Executed]:
+    x = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype).requires_grad_()
+    y = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype)
+    with compiled.interpreted(("march_lean.cu",), [x, y]) as kernels_run:
+        fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
+    (result,) = kernels_run.items()
+    return result
+
+
+def ours(arch: int, dtype: torch.dtype) -> Cost:
+    """The main kernel: loss and gradient of x, whole maps."""
+    kernel, executed = _run_ours(dtype)
+    found = resources(ROOT / "csrc" / "cuda" / "march_lean.cu", arch)[kernel]
+    program = compiled.program(kernel, ("march_lean.cu",))
+    name = f"fused, {str(dtype).removeprefix('torch.')}"
+    shared = executed.shared_bytes + found.shared_bytes
+    size = 3.0 * torch.empty(0, dtype=dtype).element_size()
+    return _cost(name, [found], [program], [executed.instructions], executed.block, shared, size)
+
+
+@cache
+def _run_tiles() -> tuple[tuple[Program, ...], tuple[Counter[str], ...]]:
+    text = compiled.ptx_of(TILE_KERNEL)
+    memory = GlobalMemory()
+    shape = (MAPS, HEIGHT, WIDTH)
+    maps = [np.random.default_rng(i).random(shape, np.float32) for i in range(8)]
+    addresses = [memory.add(array) for array in maps]
+    programs, executed = [], []
+    for name, count in (("tile_forward", 6), ("tile_backward", 7)):
+        program = parse(text, name)
+        parameters = struct.pack(f"<{count}Q2i", *addresses[:count], HEIGHT, WIDTH)
+        grid = (-(-WIDTH // 16), -(-HEIGHT // 16), MAPS)
+        counts, _ = machine.run(program, memory, grid, (16, 16, 1), parameters)
+        programs.append(program)
+        executed.append(counts)
+    return tuple(programs), tuple(executed)
+
+
+def tiles(arch: int) -> Cost:
+    """The straightforward kernels, forward and backward together."""
+    programs, executed = _run_tiles()
+    found = resources(TILE_KERNEL, arch)
+    both = [found["tile_forward"], found["tile_backward"]]
+    # Forward reads 2 maps and writes 4, backward reads 6 and writes 1; halos are taken to come from the cache.
+    return _cost("16 x 16 tiles, float32", both, programs, executed, 256, both[0].shared_bytes, 13 * 4.0)
+
+
+def rows(archs: list[int]) -> list[dict[str, object]]:
+    """The table, one row for each kernel and architecture."""
+    table = []
+    for arch in archs:
+        chip = CHIPS[arch]
+        for cost in (*(ours(arch, d) for d in (torch.float32, torch.float16, torch.bfloat16)), tiles(arch)):
+            registers = max(r.registers for r in cost.resources)
+            blocks = blocks_per_multiprocessor(chip, cost.threads, registers, cost.shared_bytes)
+            issue_ps = 1e3 * cost.sass_per_pixel / (chip.multiprocessors * 4 * 32 * chip.clock_ghz)
+            dram_ps = 1e3 * cost.bytes_per_pixel / chip.gb_per_s
+            table.append(
+                {
+                    "arch": f"sm_{arch}",
+                    "kernel": cost.name,
+                    "registers": registers,
+                    "stack": max(r.stack_bytes for r in cost.resources),
+                    "spills": sum(r.spill_bytes for r in cost.resources),
+                    "shared": cost.shared_bytes,
+                    "threads": cost.threads,
+                    "warps/SM": blocks * -(-cost.threads // 32),
+                    "PTX/px": round(sum(cost.ptx_per_pixel.values()), 1),
+                    **{f"{k}/px": round(cost.ptx_per_pixel[k], 1) for k in ("float", "memory", "integer")},
+                    "SASS/px (est.)": round(cost.sass_per_pixel, 1),
+                    "integer share (est.)": round(cost.integer_share, 3),
+                    "issue ps/px": round(issue_ps, 2),
+                    "DRAM ps/px": round(dram_ps, 2),
+                    "bound": "issue" if issue_ps > dram_ps else "DRAM",
+                }
+            )
+    return table
+
+
+LIMITS = """
+What these figures cannot show: latencies and how well they are hidden, conflicts of shared-memory banks, caches, clocks
+under load, launch times, and the last blocks of a grid. The bounds are floors of a time, not times. Nothing here ran on
+a GPU; the estimate of SASS instructions takes integer work to be spread over the kernel like that of the PTX.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", type=int, nargs="+", default=list(CHIPS), choices=list(CHIPS))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    table = rows(args.archs)
+    lines = ["| " + " | ".join(table[0]) + " |", "|" + "-|" * len(table[0])]
+    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in table]
+    chips = "; ".join(
+        f"sm_{a}: {CHIPS[a].name}, {CHIPS[a].gb_per_s} GB/s, {CHIPS[a].clock_ghz} GHz" for a in args.archs
+    )
+    text = "\n".join(lines) + f"\n\nBounds for {chips}.\n" + LIMITS
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".md").write_text(text)
+        args.out.with_suffix(".json").write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What nvcc emitted for the real kernels, interpreted, against float64 autograd of the reference.
+
+The operators run as they are (plans, parameters, several launches); only the kernels' PTX runs in the interpreter,
+which checks every access against the bounds of the tensors and of shared memory.
+"""
+
+import emulated
+import judge
+import numpy as np
+import pytest
+import torch
+from cuda_emulator import building
+from judge import assert_close, pair
+from ptx import compiled, memory
+
+import fused_ssim
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(compiled.nvcc() is None, reason="no nvcc"),
+    pytest.mark.skipif(building.compiler() is None, reason="no C++ compiler"),
+]
+LEAN = ("march_lean.cu", "ssim_cuda.cu")
+GENERAL = ("march_general_float.cu", "ssim_cuda.cu")
+
+
+def check(sources, shape, dtype=torch.float32, both=False, **options):
+    """Value and gradient of the sum; returns instructions that threads executed, by kind."""
+    x, y = (t.to(dtype) for t in pair(shape))
+    x.requires_grad_()
+    y.requires_grad_(both)
+    with compiled.interpreted(sources, [x, y]) as kernels_run:
+        value = fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME, **options)
+    value.backward()  # scales what was computed above by 1
+    a, b = x.detach().double().requires_grad_(), y.detach().double().requires_grad_(both)
+    expected = judge.ssim_loss(a, b, reduction="sum", **options)
+    expected.backward()
+    limit = judge.tolerance(dtype)
+    assert_close(value, expected, limit.value, "value")
+    assert_close(x.grad, a.grad, limit.gradient, "gradient by x")
+    if both:
+        assert_close(y.grad, b.grad, limit.gradient, "gradient by y")
+    return kernels_run
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_whole_maps(dtype):
+    """The main plan: a block marches down each map of a FPN level, 100 x 152."""
+    kernels_run = check(LEAN, (1, 2, 100, 152), dtype)
+    (march,) = (run.instructions for name, run in kernels_run.items() if "march" in name)
+    # 7 filters of 22 fused multiply-adds a pixel, and the rest of the floor; twice that would be another kernel.
+    fused = march["fma.f32"] / (2 * 100 * 152)
+    assert 120 < fused < 240, f"{fused:.0f} fma a pixel"
+    assert march["st.local"] == march["ld.local"] == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 10), (1, 3, 13, 19), (1, 1, 61, 301)], ids=str)
+def test_packed_maps_odd_widths_and_strips(shape):
+    check(LEAN, shape)
+
+
+@pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
+def test_general_kernel(padding):
+    check(GENERAL, (1, 2, 20, 27), both=True, padding=padding)
+
+
+def test_scaling_in_place():
+    grads = [torch.rand(2, 3, 5, 7), torch.rand(2, 2, 4, 4).half()]
+    factor = torch.tensor([[2.0, 0.5], [1.0, 3.0]])
+    expected = [g.float() * f.reshape(2, 1, 1, 1) / d for g, f, d in zip(grads, factor, (4.0, 1.0), strict=True)]
+    with compiled.interpreted(LEAN, [*grads, factor]) as kernels_run:
+        torch.ops.fused_ssim_emulated.scale_(grads, factor, [4.0, 1.0])
+    assert kernels_run
+    for got, want in zip(grads, expected, strict=True):
+        assert_close(got, want, judge.tolerance(got.dtype).gradient, "scaled gradient")
+
+
+def test_accesses_are_checked_against_the_tensors():
+    """The interpreter is told of one row less than the kernel may read."""
+    x, y = pair((1, 2, 20, 24))
+    x.requires_grad_()
+    other = torch.from_numpy(np.zeros(4, np.float32))
+    with pytest.raises(memory.AccessError), compiled.interpreted(LEAN, [y, other]):
+        fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
