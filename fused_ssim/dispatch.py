@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, triton_backend
 from .options import SSIMOptions
 from .window import KERNEL_TAPS
 
@@ -21,15 +21,24 @@ def unavailable(backend: str, device_type: str, window_size: int = KERNEL_TAPS) 
         if device_type != "cpu":
             return f"it serves tensors on 'cpu', got {device_type!r}"
         return native.error
+    if backend == "triton":
+        return triton_backend.unavailable(device_type)
     return f"this version of fused_ssim has no {backend} kernels yet"
+
+
+def preferred(device_type: str, window_size: int = KERNEL_TAPS) -> str:
+    """The first backend that serves ``device_type``. Interpreted Triton, which is for tests, only serves if forced."""
+    for name in BACKENDS:
+        interpreted = name == "triton" and device_type == "cpu"
+        if not interpreted and unavailable(name, device_type, window_size) is None:
+            return name
+    raise AssertionError("the reference serves every device")
 
 
 def choose(backend: str | None, x: Tensor, options: SSIMOptions) -> str:
     """The backend that computes ``x``: the forced one (RuntimeError where it cannot), else the first that can."""
     if backend is None:
-        for name in BACKENDS:
-            if unavailable(name, x.device.type, options.window_size) is None:
-                return name
+        return preferred(x.device.type, options.window_size)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
     reason = unavailable(backend, x.device.type, options.window_size)
@@ -50,8 +59,7 @@ def info() -> dict[str, object]:
     table = {}
     for device in devices:
         reasons = {name: unavailable(name, device) for name in BACKENDS}
-        chosen = next(name for name in BACKENDS if reasons[name] is None)
-        table[device] = {"chosen": chosen, "unavailable": {n: r for n, r in reasons.items() if r is not None}}
+        table[device] = {"chosen": preferred(device), "unavailable": {n: r for n, r in reasons.items() if r is not None}}
     return {
         "version": __version__,
         "torch": torch.__version__,
