@@ -150,13 +150,24 @@ def not_finite(values):
 
 
 @triton.jit
-def spread(before, after, above, below, across, precision: tl.constexpr):
+def near(result, source, dtype: tl.constexpr):
+    """1 where the window around ``result`` sees ``source``, on a mirrored line too."""
+    return (tl.abs(result - source) <= _RADIUS).to(dtype)
+
+
+@triton.jit
+def spread(before, after, precision: tl.constexpr):
     """NaN where a window sees a flagged pixel, else 0; nearly always there are none, and this costs one maximum."""
-    reach = tl.zeros(before.shape, before.dtype)
-    if tl.max(tl.maximum(before, after)) > 0.0:
-        dtype: tl.constexpr = before.dtype
-        up, low, side = (above != 0.0).to(dtype), (below != 0.0).to(dtype), (across != 0.0).to(dtype)
-        seen = filtered(before, after, up, low, side, precision)
+    dtype: tl.constexpr = before.dtype
+    reach = tl.zeros(before.shape, dtype)
+    flagged = tl.max(tl.maximum(before, after))
+    if flagged > 0.0:
+        # Positions from what was loaded: constants would be prepared for every step and fill the registers.
+        zero = flagged.to(tl.int32) - 1
+        lane, column = tl.arange(0, _ROWS) + zero, tl.arange(0, _COLUMNS) + zero
+        above = near(lane[:, None], tl.arange(0, _ROWS)[None, :] - _BEHIND, dtype)
+        below = near(lane[:, None], tl.arange(0, _ROWS)[None, :] + _ROWS - _BEHIND, dtype)
+        seen = filtered(before, after, above, below, near(column[None, :], tl.arange(0, _COLUMNS)[:, None], dtype), precision)
         reach = tl.where(seen > 0.0, float("nan"), 0.0).to(dtype)
     return reach
 
@@ -165,7 +176,7 @@ def spread(before, after, above, below, across, precision: tl.constexpr):
 def moments_of(u, v, u_after, v_after, above, below, across, separate: tl.constexpr, precision: tl.constexpr):
     """The filtered u, v, u^2, v^2 (and uv) of a block of rows; Eq. (5), (6), (9)."""
     bad, bad_after = not_finite(u * u + v * v), not_finite(u_after * u_after + v_after * v_after)
-    nan = spread(bad, bad_after, above, below, across, precision)
+    nan = spread(bad, bad_after, precision)
     u, v = tl.where(bad > 0.0, 0.0, u), tl.where(bad > 0.0, 0.0, v)
     u_after, v_after = tl.where(bad_after > 0.0, 0.0, u_after), tl.where(bad_after > 0.0, 0.0, v_after)
     mu_u = filtered(u, u_after, above, below, across, precision) + nan
@@ -215,7 +226,7 @@ def filter_maps(maps, new_maps, above, below, across, precision: tl.constexpr):
         flags += maps[i]
         new_flags += new_maps[i]
     flags, new_flags = not_finite(flags), not_finite(new_flags)
-    nan = spread(flags, new_flags, above, below, across, precision)
+    nan = spread(flags, new_flags, precision)
     found = ()
     for i in tl.static_range(len(maps)):
         old, new = tl.where(flags > 0.0, 0.0, maps[i]), tl.where(new_flags > 0.0, 0.0, new_maps[i])
