@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import emulated
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ import fused_ssim
 from fused_ssim import dispatch, native
 
 INSTRUCTION_SETS = ("AVX-512", "AVX2", "baseline")
-KERNELS = [f"cpu-{name}" for name in INSTRUCTION_SETS] + ["cuda", "triton"]
+KERNELS = [f"cpu-{name}" for name in INSTRUCTION_SETS] + ["cuda", "cuda-emulated", "triton"]
 
 
 class Backend(NamedTuple):
@@ -21,6 +22,10 @@ class Backend(NamedTuple):
 
 
 def _select(identity: str) -> Iterator[Backend]:
+    if identity == "cuda-emulated":
+        with emulated.backend() as name:
+            yield Backend(name, "cpu")
+        return
     name, _, instruction_set = identity.partition("-")
     device = "cuda" if name in ("cuda", "triton") else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -52,7 +57,7 @@ def kernel(request) -> Iterator[Backend]:
     yield from _select(request.param)
 
 
-@pytest.fixture(params=["cpu", "cuda", "triton"])
+@pytest.fixture(params=["cpu", "cuda", "cuda-emulated", "triton"])
 def kernel_once(request) -> Iterator[Backend]:
     """Like ``kernel`` with the preferred instruction set only: for what does not depend on it."""
     yield from _select(request.param)

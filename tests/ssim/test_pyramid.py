@@ -117,7 +117,7 @@ def test_constant_regions_become_zero(backend, normalize, detach_range):
     y = torch.full((2, 2, 8, 9), -3.0, device=backend.device)
     options = {"normalize": normalize, "detach_range": detach_range, "backend": backend.name}
     value = fused_ssim.pyramid_ssim_loss([x], [y], **options)
-    assert abs(value.item()) <= 1e-7  # 1 - SSIM, within the last bit of SSIM
+    assert abs(value.item()) <= 2e-7  # (1 - SSIM) / 2, within the last bits of SSIM
     value.backward()
     assert torch.equal(x.grad, torch.zeros_like(x))
 

@@ -1,0 +1,40 @@
+// Pixels in and out of the kernel's float or double, whatever the dtype of the tensor.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "args.h"
+#include "runtime.h"
+
+#define SSIM_DEVICE __device__ __forceinline__
+
+namespace ssim {
+
+template <class E>
+struct alignas(4 * sizeof(E)) Four {
+  E v[4];
+};
+
+template <class T>
+SSIM_DEVICE T load_any(const View& view, int64_t offset) {
+  switch (view.dtype) {
+    case DType::kFloat16: return static_cast<T>(static_cast<float>(static_cast<const c10::Half*>(view.data)[offset]));
+    case DType::kBFloat16:
+      return static_cast<T>(static_cast<float>(static_cast<const c10::BFloat16*>(view.data)[offset]));
+    case DType::kFloat32: return static_cast<T>(static_cast<const float*>(view.data)[offset]);
+    default: return static_cast<T>(static_cast<const double*>(view.data)[offset]);
+  }
+}
+
+template <class T>
+SSIM_DEVICE void store_any(const View& view, int64_t offset, T value) {
+  switch (view.dtype) {
+    case DType::kFloat16: static_cast<c10::Half*>(view.data)[offset] = static_cast<float>(value); break;
+    case DType::kBFloat16: static_cast<c10::BFloat16*>(view.data)[offset] = static_cast<float>(value); break;
+    case DType::kFloat32: static_cast<float*>(view.data)[offset] = static_cast<float>(value); break;
+    default: static_cast<double*>(view.data)[offset] = static_cast<double>(value); break;
+  }
+}
+
+}  // namespace ssim

@@ -1,0 +1,22 @@
+// The instantiations of the main kernel; each family stands in a file of its own, so that they compile side by side.
+#pragma once
+
+#include "args.h"
+#include "runtime.h"
+
+namespace ssim {
+
+template <class T>
+struct MarchKernel {
+  void (*function)(LaunchArgs<T>);
+  KernelShape shape;
+};
+
+// The gradient of x alone, "same" padding, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32 bits.
+MarchKernel<float> lean_march(DType dtype);
+
+// Everything else. sides: 0 no gradient, 2 gradients of x, y or both.
+MarchKernel<float> general_march_float(bool separate, int sides);
+MarchKernel<double> general_march_double(bool separate, int sides);
+
+}  // namespace ssim

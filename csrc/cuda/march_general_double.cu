@@ -1,0 +1,20 @@
+#include "march.cuh"
+#include "march.h"
+
+namespace ssim {
+namespace {
+
+template <bool separate, int sides>
+MarchKernel<double> kernel() {
+  using Traits = MarchTraits<double, void, separate, sides, 4, false, kMaxThreads, 1>;
+  return {march<Traits>, {Traits::rows, Traits::values, sizeof(double), kRadius, Traits::max_threads}};
+}
+
+}  // namespace
+
+MarchKernel<double> general_march_double(bool separate, int sides) {
+  if (separate) return sides ? kernel<true, 2>() : kernel<true, 0>();
+  return sides ? kernel<false, 2>() : kernel<false, 0>();
+}
+
+}  // namespace ssim

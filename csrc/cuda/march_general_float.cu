@@ -1,0 +1,20 @@
+#include "march.cuh"
+#include "march.h"
+
+namespace ssim {
+namespace {
+
+template <bool separate, int sides>
+MarchKernel<float> kernel() {
+  using Traits = MarchTraits<float, void, separate, sides, 4, false, kMaxThreads, 1>;
+  return {march<Traits>, {Traits::rows, Traits::values, sizeof(float), kRadius, Traits::max_threads}};
+}
+
+}  // namespace
+
+MarchKernel<float> general_march_float(bool separate, int sides) {
+  if (separate) return sides ? kernel<true, 2>() : kernel<true, 0>();
+  return sides ? kernel<false, 2>() : kernel<false, 0>();
+}
+
+}  // namespace ssim

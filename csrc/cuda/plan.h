@@ -1,0 +1,58 @@
+// How the CUDA kernel cuts a pyramid into blocks: a pure function of shapes and device limits, without CUDA.
+//
+// A block marches down the rows of its piece, one thread for each column. A piece is a whole (n, c) map, several small
+// maps beside each other, or, of a map too wide or with too few of them to fill the chip, a strip of columns and a band
+// of rows.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace ssim {
+
+constexpr int kMaxThreads = 256;
+constexpr int kMaxLevels = 8;        // of one launch
+constexpr int kMargin = 8;           // columns of shared memory on either side of a block's own
+constexpr int64_t kSegment = 8;      // strips and neighbouring maps begin at multiples of this
+constexpr int64_t kMinBandRows = 32;  // fewest rows worth a block of their own: it recomputes up to 20
+
+struct DeviceLimits {
+  int64_t multiprocessors = 1;
+  int64_t shared_per_block = 48 << 10;            // bytes a block may ask for
+  int64_t shared_per_multiprocessor = 64 << 10;  // bytes its blocks share
+};
+
+// What a kernel needs of shared memory, and how many columns lie between neighbouring maps.
+struct KernelShape {
+  int64_t rows = 8;            // that a block processes at a time
+  int64_t values = 4;          // of a pixel between the vertical and the horizontal filter
+  int64_t element_bytes = 4;   // float or double
+  int64_t gap = 5;             // zero columns between neighbouring maps
+  int64_t max_threads = kMaxThreads;
+  int64_t ring_rows() const { return 2 * rows + 10; }
+  int64_t ring_pitch(int64_t threads) const { return threads + 2 * kMargin + 2; }
+  int64_t shared_bytes(int64_t threads) const;
+};
+
+struct LevelShape {
+  int64_t planes, h, w;
+};
+
+struct CudaLevelPlan {
+  int64_t maps = 1;  // beside each other in a block
+  int64_t slot = 0;  // columns from one to the next
+  int64_t strips = 1, strip_columns = 0;
+  int64_t bands = 1, band_rows = 0;
+  int64_t blocks = 0;
+};
+
+struct CudaPlan {
+  int threads = 0;
+  int64_t shared_bytes = 0;
+  std::vector<CudaLevelPlan> levels;
+};
+
+// Throws std::runtime_error where shared memory does not hold even the narrowest block.
+CudaPlan plan_cuda(const std::vector<LevelShape>& levels, const KernelShape& kernel, const DeviceLimits& limits);
+
+}  // namespace ssim

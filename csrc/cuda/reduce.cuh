@@ -1,0 +1,59 @@
+// Sums in a fixed order: of the threads of a map, and of all units by the block that arrives last.
+#pragma once
+
+#include "elements.cuh"
+
+namespace ssim {
+
+template <class T>
+struct Limits;
+template <>
+struct Limits<float> {
+  static constexpr float smallest_normal = 1.17549435e-38f;
+};
+template <>
+struct Limits<double> {
+  static constexpr double smallest_normal = 2.2250738585072014e-308;
+};
+
+// The sum of `value` over `span` neighbouring threads, of which this one is number `relative`; right in the first.
+// `memory` holds one T for each thread. For all threads of the block together.
+template <class T>
+SSIM_DEVICE T sum_span(T* memory, T value, int relative, int span) {
+  const int thread = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  memory[thread] = value;
+  int step = 1;
+  while (2 * step < span) step *= 2;
+  for (; step > 0; step /= 2) {
+    __syncthreads();
+    if (relative < step && relative + step < span && thread + step < static_cast<int>(blockDim.x))
+      memory[thread] += memory[thread + step];
+  }
+  return memory[thread];
+}
+
+// The last block of the launch to come here adds up the units of every value, in their order, and writes the values.
+template <class T>
+SSIM_DEVICE void sum_slots(const LaunchArgs<T>& launch, double* memory) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  __threadfence();  // slots are visible before the count says so
+  __syncthreads();
+  unsigned* last = reinterpret_cast<unsigned*>(memory + threads);
+  if (thread == 0) *last = atomicAdd(launch.arrived, 1u) + 1 == gridDim.x;
+  __syncthreads();
+  if (!*last) return;
+  __threadfence();
+  for (int l = 0; l < launch.level_count; ++l) {
+    const LevelArgs<T>& level = launch.levels[l];
+    for (uint32_t sample = 0; sample < launch.samples; ++sample) {
+      const volatile double* slots = level.slots + static_cast<int64_t>(sample) * level.slots_per_value;
+      double sum = 0;
+      for (uint32_t i = threadIdx.x; i < level.slots_per_value; i += blockDim.x) sum += slots[i];
+      sum = sum_span(memory, sum, thread, threads);
+      if (thread == 0) static_cast<T*>(level.values)[sample] = static_cast<T>(sum);
+    }
+  }
+}
+
+}  // namespace ssim
