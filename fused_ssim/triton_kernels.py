@@ -107,11 +107,14 @@ def store_block(data, h_stride, w_stride, rows, columns, mask, values):
 
 
 @triton.jit
-def load_sum_and_difference(x, x_h, x_w, y, y_h, y_w, rows, columns, h, w, low_x, scale_x, low_y, scale_y):
+def load_sum_and_difference(
+    x, x_h, x_w, y, y_h, y_w, rows, columns, h, w, low_x, scale_x, low_y, scale_y, normalize: tl.constexpr
+):
     a, inside = load_block(x, x_h, x_w, rows, columns, h, w, scale_x.dtype)
     b, inside = load_block(y, y_h, y_w, rows, columns, h, w, scale_x.dtype)
-    # The border's zeros are zeros after the rescaling.
-    a, b = tl.where(inside, (a - low_x) * scale_x, 0.0), tl.where(inside, (b - low_y) * scale_y, 0.0)
+    if normalize:  # the border's zeros are zeros after the rescaling
+        a, b = tl.where(inside, a - low_x, 0.0), tl.where(inside, b - low_y, 0.0)
+    a, b = a * scale_x, b * scale_y
     return a + b, a - b
 
 
@@ -137,11 +140,33 @@ def coefficients(result, source, taps, length, reflect: tl.constexpr):
 
 
 @triton.jit
+def parts(values, precision: tl.constexpr):
+    """What a product takes: for "tf32x3" the 11 leading bits of each value, which tf32 holds, and the rest."""
+    if precision == "tf32x3":
+        high = (values.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        return high, values - high
+    else:
+        return (values,)
+
+
+@triton.jit
+def product(a, b, total, precision: tl.constexpr):
+    """``total + a @ b`` from their parts; Triton's own "tf32x3" guards against NaN and keeps a matrix three times."""
+    if precision == "tf32x3":
+        total = tl.dot(a[1], b[0], acc=total, input_precision="tf32")
+        total = tl.dot(a[0], b[1], acc=total, input_precision="tf32")
+        return tl.dot(a[0], b[0], acc=total, input_precision="tf32")
+    else:
+        return tl.dot(a[0], b[0], acc=total, input_precision=precision, out_dtype=total.dtype)
+
+
+@triton.jit
 def filtered(before, after, above, below, across, precision: tl.constexpr):
-    """A separable filter over two blocks of rows, one above the other."""
-    down = tl.dot(above, before, input_precision=precision, out_dtype=before.dtype)
-    down = tl.dot(below, after, acc=down, input_precision=precision, out_dtype=before.dtype)
-    return tl.dot(down, across, input_precision=precision, out_dtype=before.dtype)
+    """A separable filter over two blocks of rows, one above the other; matrices in parts."""
+    zero = tl.zeros(before.shape, before.dtype)
+    down = product(above, parts(before, precision), zero, precision)
+    down = product(below, parts(after, precision), down, precision)
+    return product(parts(down, precision), across, zero, precision)
 
 
 @triton.jit
@@ -167,7 +192,12 @@ def spread(before, after, precision: tl.constexpr):
         lane, column = tl.arange(0, _ROWS) + zero, tl.arange(0, _COLUMNS) + zero
         above = near(lane[:, None], tl.arange(0, _ROWS)[None, :] - _BEHIND, dtype)
         below = near(lane[:, None], tl.arange(0, _ROWS)[None, :] + _ROWS - _BEHIND, dtype)
-        seen = filtered(before, after, above, below, near(column[None, :], tl.arange(0, _COLUMNS)[:, None], dtype), precision)
+        across = near(column[None, :], tl.arange(0, _COLUMNS)[:, None], dtype)
+        # Small integers, which tf32 holds.
+        zeros = tl.zeros(before.shape, dtype)
+        exact: tl.constexpr = "tf32" if precision == "tf32x3" else precision
+        seen = product((below,), (after,), product((above,), (before,), zeros, exact), exact)
+        seen = product((seen,), (across,), zeros, exact)
         reach = tl.where(seen > 0.0, float("nan"), 0.0).to(dtype)
     return reach
 
@@ -314,19 +344,19 @@ def ssim_kernel(
     else:
         scale_x = (1.0 / data_range).to(compute)
         scale_y = scale_x
-        low_x = scale_x * 0.0
-        low_y = low_x
+        low_x, low_y = scale_x, scale_y  # not used
+    by_x, by_y = by_ssim * scale_x, by_ssim * scale_y
     window = [from_bits(tap, compute) for tap in taps]
     c1_c2 = (from_bits(constants[0], compute), from_bits(constants[1], compute))
 
     # Positions within a block of rows, of the rows before (above) and after (below), and of the columns.
     lane, column = tl.arange(0, _ROWS), tl.arange(0, _COLUMNS) + origin
-    across = coefficients(column[None, :], column[:, None], window, w, padding_reflect)
-    above = coefficients(lane[:, None], lane[None, :] - _BEHIND, window, h, False)
-    below = coefficients(lane[:, None], lane[None, :] + _ROWS - _BEHIND, window, h, False)
+    across = parts(coefficients(column[None, :], column[:, None], window, w, padding_reflect), precision)
+    above = parts(coefficients(lane[:, None], lane[None, :] - _BEHIND, window, h, False), precision)
+    below = parts(coefficients(lane[:, None], lane[None, :] + _ROWS - _BEHIND, window, h, False), precision)
     across_back, above_back, below_back = across, above, below
     if padding_reflect:
-        across_back = coefficients(column[:, None], column[None, :], window, w, True)
+        across_back = parts(coefficients(column[:, None], column[None, :], window, w, True), precision)
 
     zero = tl.zeros((_ROWS, _COLUMNS), compute)
     ssim_sum, seed_sum, l1_sum = zero, zero, zero
@@ -342,19 +372,19 @@ def ssim_kernel(
 
     start = tl.maximum(0, row0 - _RADIUS)
     u, v = load_sum_and_difference(
-        x, x_h, x_w, y, y_h, y_w, start - _BEHIND + lane, columns, h, w, low_x, scale_x, low_y, scale_y
+        x, x_h, x_w, y, y_h, y_w, start - _BEHIND + lane, columns, h, w, low_x, scale_x, low_y, scale_y, normalize
     )
     for step in range(tl.cdiv(row1 - start + _BEHIND, _ROWS)):
         top = start + step * _ROWS
         rows, behind = top + lane, top - _BEHIND + lane
         u_after, v_after = load_sum_and_difference(
-            x, x_h, x_w, y, y_h, y_w, behind + _ROWS, columns, h, w, low_x, scale_x, low_y, scale_y
+            x, x_h, x_w, y, y_h, y_w, behind + _ROWS, columns, h, w, low_x, scale_x, low_y, scale_y, normalize
         )
         if padding_reflect:
-            above = coefficients(rows[:, None], behind[None, :], window, h, True)
-            below = coefficients(rows[:, None], behind[None, :] + _ROWS, window, h, True)
-            above_back = coefficients(rows[None, :] - _ROWS, behind[:, None], window, h, True)
-            below_back = coefficients(rows[None, :], behind[:, None], window, h, True)
+            above = parts(coefficients(rows[:, None], behind[None, :], window, h, True), precision)
+            below = parts(coefficients(rows[:, None], behind[None, :] + _ROWS, window, h, True), precision)
+            above_back = parts(coefficients(rows[None, :] - _ROWS, behind[:, None], window, h, True), precision)
+            below_back = parts(coefficients(rows[None, :], behind[:, None], window, h, True), precision)
 
         mu_u, mu_v, e_uu, e_vv, e_uv = moments_of(
             u, v, u_after, v_after, above, below, across, form == SEPARATE, precision
@@ -386,8 +416,8 @@ def ssim_kernel(
         if sides > 0:
             found = filter_maps(maps, new_maps, above_back, below_back, across_back, precision)
             of_x, of_y = gradients_of(u, v, found, sides)
-            of_x = of_x * (by_ssim * scale_x)
-            of_y = of_y * (by_ssim * scale_y)
+            of_x = of_x * by_x
+            of_y = of_y * by_y
             if l1:
                 of_x += slope * by_l1
                 of_y -= slope * by_l1

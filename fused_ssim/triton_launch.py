@@ -82,9 +82,8 @@ def _on(device: torch.device) -> Iterator[None]:
 @cache
 def _precision(device: torch.device) -> str:
     """How products of float32 are computed. Plain tf32 errs by 1e-3; three of them are as good as float32."""
-    if torch.version.hip is not None or (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8):
-        return "ieee"
-    return "tf32x3"
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return "tf32x3" if nvidia and torch.cuda.get_device_capability(device)[0] >= 8 else "ieee"
 
 
 def plan(planes: int, h: int, w: int, reach: int) -> tuple[int, int]:
