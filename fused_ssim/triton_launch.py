@@ -33,7 +33,7 @@ from .triton_reductions import (
 LEVELS = 8  # a launch has room for so many
 ENOUGH_UNITS = 1024  # that keep a large GPU busy
 BAND_ROWS = 64  # fewest rows worth a unit of their own: it recomputes up to 20
-WARPS = 8
+WARPS = 4
 
 _TYPES = {
     torch.float16: tl.float16,
