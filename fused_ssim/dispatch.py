@@ -59,7 +59,10 @@ def info() -> dict[str, object]:
     table = {}
     for device in devices:
         reasons = {name: unavailable(name, device) for name in BACKENDS}
-        table[device] = {"chosen": preferred(device), "unavailable": {n: r for n, r in reasons.items() if r is not None}}
+        table[device] = {
+            "chosen": preferred(device),
+            "unavailable": {n: r for n, r in reasons.items() if r is not None},
+        }
     return {
         "version": __version__,
         "torch": torch.__version__,

@@ -230,9 +230,7 @@ def pixels_of(
     gamma: tl.constexpr = exponents[2]
     separate: tl.constexpr = form == SEPARATE
     if separate:
-        value, d_u, d_v, d_uu, d_vv, d_uv = separate_pixel(
-            mu_u, mu_v, e_uu, e_vv, e_uv, c1, c2, alpha, beta, gamma
-        )
+        value, d_u, d_v, d_uu, d_vv, d_uv = separate_pixel(mu_u, mu_v, e_uu, e_vv, e_uv, c1, c2, alpha, beta, gamma)
     else:
         value, d_u, d_v, d_uu, d_vv = paired_pixel(mu_u, mu_v, e_uu, e_vv, c1, c2, alpha, beta, gamma, form)
         d_uv = d_vv

@@ -1,4 +1,4 @@
-"""The operators of fused_ssim/ops.py by Triton: checks, the cut into units, and launches. No launch waits for the device.
+"""The operators of fused_ssim/ops.py by Triton: checks, the cut into units, launches. None waits for the device.
 
 A launch takes up to LEVELS levels; a pyramid within that is one launch of the large kernel and a small one that adds
 up the units' sums in a fixed order. Min-max rescaling takes two small launches before, and, where its range carries
@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -129,9 +128,7 @@ class _Definition:
         _require(x.shape == y.shape and x.numel() > 0, "x and y must have one shape, without zeros")
         _require(x.dtype == y.dtype and x.dtype in _TYPES, f"x and y must have one floating dtype, got {x.dtype}")
         _require(x.device == y.device, "x and y must be on one device")
-        _require(
-            min(x.shape[2:]) > 2 * self.margin, "padding='valid' needs H and W of at least the window"
-        )
+        _require(min(x.shape[2:]) > 2 * self.margin, "padding='valid' needs H and W of at least the window")
 
     def check_map(self, t: Tensor, x: Tensor, name: str) -> None:
         n, c, h, w = x.shape

@@ -86,9 +86,7 @@ def paired_pixel(
 
 
 @triton.jit
-def separate_pixel(
-    mu_u, mu_v, e_uu, e_vv, e_uv, c1, c2, alpha: tl.constexpr, beta: tl.constexpr, gamma: tl.constexpr
-):
+def separate_pixel(mu_u, mu_v, e_uu, e_vv, e_uv, c1, c2, alpha: tl.constexpr, beta: tl.constexpr, gamma: tl.constexpr):
     """Eq. (9)-(12): contrast and structure apart, for beta != gamma; value, d_u, d_v, d_uu, d_vv, d_uv."""
     epsilon, c3 = VARIANCE_EPSILON, c2 * 0.5
     p, q = mu_u * mu_u, mu_v * mu_v

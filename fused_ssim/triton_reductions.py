@@ -87,7 +87,7 @@ def pixel_offsets(begin, h, w, h_stride, w_stride):
 
 @triton.jit(do_not_specialize=["levels", "extremes"])
 def extremes_kernel(levels, extremes, dtype: tl.constexpr, compute: tl.constexpr, index: tl.constexpr):
-    """Minimum and maximum of one plane of x (axis 1 of the grid: 0) or y (1), to (planes, 2, 2). NaNs are passed over."""
+    """Minimum and maximum of one plane of x (axis 1 of the grid: 0) or y (1), to (planes, 2, 2). NaNs pass."""
     unit, side = tl.program_id(0), tl.program_id(1)
     firsts = [level.first for level in levels]
     plane = unit - pick(firsts, firsts, unit)
