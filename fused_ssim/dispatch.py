@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, triton_backend
 from .options import SSIMOptions
 from .window import KERNEL_TAPS
 
@@ -25,7 +25,9 @@ def unavailable(backend: str, device_type: str, window_size: int = KERNEL_TAPS) 
         return native.error
     if backend == "cuda":
         return _cuda_unavailable(device_type)
-    return f"this version of fused_ssim has no {backend} kernels yet"
+    if backend == "triton":
+        return triton_backend.unavailable(device_type)
+    return f"there is no backend of that name; there are {BACKENDS}"
 
 
 def _cuda_unavailable(device_type: str) -> str | None:
@@ -46,12 +48,19 @@ def _cuda_unavailable(device_type: str) -> str | None:
     return None
 
 
+def preferred(device_type: str, window_size: int = KERNEL_TAPS) -> str:
+    """The first backend that serves ``device_type``. Interpreted Triton, which is for tests, only serves if forced."""
+    for name in BACKENDS:
+        interpreted = name == "triton" and device_type == "cpu"
+        if not interpreted and unavailable(name, device_type, window_size) is None:
+            return name
+    raise AssertionError("the reference serves every device")
+
+
 def choose(backend: str | None, x: Tensor, options: SSIMOptions) -> str:
     """The backend that computes ``x``: the forced one (RuntimeError where it cannot), else the first that can."""
     if backend is None:
-        for name in BACKENDS:
-            if unavailable(name, x.device.type, options.window_size) is None:
-                return name
+        return preferred(x.device.type, options.window_size)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
     reason = unavailable(backend, x.device.type, options.window_size)
@@ -72,8 +81,10 @@ def info() -> dict[str, object]:
     table = {}
     for device in devices:
         reasons = {name: unavailable(name, device) for name in BACKENDS}
-        chosen = next(name for name in BACKENDS if reasons[name] is None)
-        table[device] = {"chosen": chosen, "unavailable": {n: r for n, r in reasons.items() if r is not None}}
+        table[device] = {
+            "chosen": preferred(device),
+            "unavailable": {n: r for n, r in reasons.items() if r is not None},
+        }
     return {
         "version": __version__,
         "torch": torch.__version__,

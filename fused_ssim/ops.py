@@ -175,7 +175,7 @@ def _map_backward(operators, ctx, grad):
 
 
 def define(namespace: str) -> None:
-    """Define the operators in a namespace of torch.ops: schemas, fakes and gradients, to which kernels register."""
+    """Define the operators in a namespace of torch.ops: schemas, fakes and gradients; kernels then register there."""
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
     for schema in _SCHEMAS:

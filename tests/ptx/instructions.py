@@ -140,7 +140,7 @@ def _copy_async(machine: Machine, instruction: Instruction) -> Step:
     """cp.async at once, and with bytes beyond the source size as zeros."""
     if len(instruction.operands) < 3:  # commit_group, wait_group, wait_all
         return lambda active: None
-    text, size = instruction.text, int(instruction.operands[2])
+    text, size = instruction.text, int(instruction.operands[2], 0)
     to = address_getter(machine, instruction.operands[0])
     source = address_getter(machine, instruction.operands[1])
     wanted = getter(machine, instruction.operands[3], "u32") if len(instruction.operands) > 3 else None

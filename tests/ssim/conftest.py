@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fused_ssim
-from fused_ssim import dispatch, native
+from fused_ssim import dispatch, native, triton_backend
 
 INSTRUCTION_SETS = ("AVX-512", "AVX2", "baseline")
 KERNELS = [f"cpu-{name}" for name in INSTRUCTION_SETS] + ["cuda", "cuda-emulated", "triton"]
@@ -28,6 +28,11 @@ def _select(identity: str) -> Iterator[Backend]:
         return
     name, _, instruction_set = identity.partition("-")
     device = "cuda" if name in ("cuda", "triton") else "cpu"
+    if name == "triton" and triton_backend.interpreted:
+        import interpreter
+
+        interpreter.patch_once()
+        device = "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip(f"{name}: this machine has no CUDA device")
     reason = dispatch.unavailable(name, device)

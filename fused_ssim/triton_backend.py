@@ -1,0 +1,41 @@
+"""Registers the Triton kernels, without importing Triton before one of them is called.
+
+Under ``TRITON_INTERPRET=1`` (set before Python starts) they also serve CPU tensors, slowly, for tests.
+"""
+
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+import torch
+
+from .ops import NAMESPACES
+
+interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+"""Whether Triton's interpreter runs the kernels, on CPU tensors."""
+
+
+def unavailable(device_type: str) -> str | None:
+    """Why Triton cannot serve tensors of ``device_type``, or None where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device_type == "cuda":
+        return "TRITON_INTERPRET=1 is set, and its interpreter takes CPU tensors" if interpreted else None
+    if device_type == "cpu" and interpreted:
+        return None
+    return f"it serves tensors on 'cuda' (and on 'cpu' where TRITON_INTERPRET=1 is set), got {device_type!r}"
+
+
+def _register() -> list[torch.library.Library]:
+    library = torch.library.Library(NAMESPACES["triton"], "IMPL")
+    for name in ("ssim_sums", "ssim_map", "ssim_map_backward", "scale_"):
+
+        def kernel(*arguments: Any, _name: str = name) -> Any:
+            return getattr(importlib.import_module("fused_ssim.triton_launch"), _name)(*arguments)
+
+        library.impl(name, kernel, "CPU" if interpreted else "CUDA")
+    return [library]
+
+
+_libraries = _register()  # registrations live as long as these
