@@ -58,16 +58,18 @@ wheel: $(VENV)/torch.stamp
 sdist: $(VENV)/torch.stamp
 	$(BIN)/python setup.py -q sdist
 
+CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	$(BIN)/mypy
 
 format: $(VENV)/lint.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format -i $(CPP_FILES)
 
 sanitize: setup
 	bash tests/ssim/sanitize.sh $(BIN)/python

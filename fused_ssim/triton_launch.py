@@ -308,7 +308,13 @@ def ssim_sums(
         part = slice(begin, begin + LEVELS)
         _sums_of_some(
             definition,
-            *(entries[part] for entries in (x, y, weight, offset, slope, l1, grad_scale)),
+            x[part],
+            y[part],
+            weight[part],
+            offset[part],
+            slope[part],
+            l1[part],
+            grad_scale[part],
             normalize,
             detach_range,
             values[part],

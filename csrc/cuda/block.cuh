@@ -44,7 +44,8 @@ struct Rescale {
 
 // What stands at the end of a block's shared memory; KernelShape::shared_bytes reserves kTableBytes for it. Piece and
 // level lie here too: what is asked for once in a chunk would only fill the registers that the column filters need.
-// (Pointers are better taken from the launch's arguments: only there the compiler knows that they are to global memory.)
+// (Pointers are better taken from the launch's arguments: only there the compiler knows that they are to global
+// memory.)
 template <class T>
 struct Tables {
   Piece piece;

@@ -15,8 +15,8 @@ SSIM_DEVICE int mirrored(int position, int length) {
   return position < length ? position : period - position;
 }
 
-// The weight with which the adjoint filter of a mirrored line takes the pixel at `from` to the pixel at `to`: what falls
-// on images of `to` is folded back to it.
+// The weight with which the adjoint filter of a mirrored line takes the pixel at `from` to the pixel at `to`: what
+// falls on images of `to` is folded back to it.
 template <class T>
 SSIM_DEVICE T folded_tap(const T* taps, int to, int from, int length) {
   T sum = T(0);

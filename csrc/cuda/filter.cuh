@@ -17,8 +17,8 @@ class ColumnFilter {
       for (int k = 0; k < kTaps - 1; ++k) sums_[n][k] = T(0);
   }
 
-  // Takes a row, and puts into `row` the result kRadius rows above it. taps[k] weighs the row in the result k rows below
-  // that one.
+  // Takes a row, and puts into `row` the result kRadius rows above it. taps[k] weighs the row in the result k rows
+  // below that one.
   SSIM_DEVICE void push(T (&row)[count], const T* taps) {
 #pragma unroll
     for (int n = 0; n < count; ++n) {

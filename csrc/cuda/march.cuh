@@ -132,7 +132,8 @@ class March {
     const int first = b_.first_row(chunk);
     T sum = T(0);
     // Rows whose SSIM is wanted and whose windows are full: nothing to ask for each.
-    const bool inside = first - kRadius >= larger(b_.piece.partial_row0, b_.piece.row0) && first + R <= b_.piece.load_end &&
+    const bool inside = first - kRadius >= larger(b_.piece.partial_row0, b_.piece.row0) &&
+                        first + R <= b_.piece.load_end &&
                         first + R - kRadius <= smaller(b_.piece.partial_row1, b_.piece.row1);
     if (K::lean && inside) {
 #pragma unroll 2
@@ -197,7 +198,8 @@ class March {
   SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, int row, bool own_row) {
     const bool own = own_row && is(kOwnsColumn);
     const int map_row = row - b_.launch.margin, map_column = column_.column - b_.launch.margin;
-    if (own && b_.args.map.data) store_any(b_.args.map, b_.offset_of(b_.args.map, column_.map, map_row, map_column), value);
+    if (own && b_.args.map.data)
+      store_any(b_.args.map, b_.offset_of(b_.args.map, column_.map, map_row, map_column), value);
     const T seed = b_.seed_at(column_.map, map_row, map_column);
     if (own) seed_sum_ += seed;
     value *= seed;
@@ -297,7 +299,8 @@ class March {
     for (int row = larger(first, b_.piece.row0); row < smaller(first + R, b_.piece.row1); ++row) {
       const Pair<T> pair = b_.ring_row(row)[b_.thread];
       if constexpr (K::lean) {
-        static_cast<E*>(b_.args.grad_x.data)[b_.offset_of(b_.args.grad_x, column_.map, row, column_.column)] = static_cast<E>(pair.u);
+        static_cast<E*>(b_.args.grad_x.data)[b_.offset_of(b_.args.grad_x, column_.map, row, column_.column)] =
+            static_cast<E>(pair.u);
       } else {
         if (b_.args.grad_x.data)
           store_any(b_.args.grad_x, b_.offset_of(b_.args.grad_x, column_.map, row, column_.column), pair.u);
@@ -327,8 +330,8 @@ class March {
         if (K::lean || !b_.args.seed.data)
           seeds = static_cast<double>(count_own(b_.piece.row0, b_.piece.row1, b_.level.h)) *
                   count_own(b_.piece.col0, b_.piece.col1, b_.level.w);
-        b_.args.slots[unit] =
-            b_.level.value_offset * seeds + b_.level.value_slope * sums[0] + b_.level.value_l1 * b_.launch.data_range * sums[2];
+        b_.args.slots[unit] = b_.level.value_offset * seeds + b_.level.value_slope * sums[0] +
+                              b_.level.value_l1 * b_.launch.data_range * sums[2];
       }
       if (b_.args.range_sums) b_.args.range_sums[unit] = {{sums[3], sums[4]}, {sums[5], sums[6]}};
     }

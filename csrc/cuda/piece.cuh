@@ -8,8 +8,8 @@ namespace ssim {
 SSIM_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 SSIM_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
-// The rectangle of a block, in pixels of its maps. Rows and columns of partials reach kRadius further than its own where
-// a gradient is wanted, and those of x and y as much again.
+// The rectangle of a block, in pixels of its maps. Rows and columns of partials reach kRadius further than its own
+// where a gradient is wanted, and those of x and y as much again.
 struct Piece {
   int level;
   uint32_t first_plane, maps;

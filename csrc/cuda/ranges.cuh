@@ -83,8 +83,8 @@ SSIM_DEVICE double sum_block(double value) {
   return all;
 }
 
-// With psi = (x - min) / (max - min), dL/dmax = -sum(dL/dx psi) and dL/dmin = sum(dL/dx (psi - 1)), shared evenly by the
-// pixels that attain them. One block for each group of planes and side.
+// With psi = (x - min) / (max - min), dL/dmax = -sum(dL/dx psi) and dL/dmin = sum(dL/dx (psi - 1)), shared evenly by
+// the pixels that attain them. One block for each group of planes and side.
 template <class T>
 __global__ void __launch_bounds__(kRangeThreads) settle_extremes(const __grid_constant__ RangeArgs<T> args) {
   const LevelArgs<T>& level = args.level;

@@ -29,8 +29,8 @@ SSIM_DEVICE void scale_tensor(const ScaleArgs& args, uint32_t index, uint32_t bl
   const View factors{const_cast<void*>(args.factor), 0, 0, 0, 0, args.factor_dtype};
   const int64_t rows_per_channel = tensor.rows / tensor.c;
   for (int64_t n = 0; n < tensor.n; ++n) {
-    const T factor = static_cast<T>(load_any<double>(factors, index * args.factor_stride + n * args.sample_stride) /
-                                    tensor.divisor);
+    const T factor =
+        static_cast<T>(load_any<double>(factors, index * args.factor_stride + n * args.sample_stride) / tensor.divisor);
     if (factor == T(1)) continue;
     // Warps take rows, lanes pixels of a row.
     constexpr int kWarps = kScaleThreads / 32;

@@ -1,5 +1,3 @@
-#include "ssim_cuda.h"
-
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -8,6 +6,7 @@
 #include "march.h"
 #include "ranges.cuh"
 #include "scale.cuh"
+#include "ssim_cuda.h"
 
 namespace ssim {
 namespace {
@@ -156,8 +155,7 @@ class Run {
     args.level = level;
     args.inverse_range = static_cast<T>(1.0 / problem_.data_range);
     launch(plane_extremes<T>, 2 * static_cast<int64_t>(level.planes), kRangeThreads, 0, context_.stream, args);
-    if (level.planes_per_range > 1)
-      launch(group_extremes<T>, 2 * groups, kRangeThreads, 0, context_.stream, args);
+    if (level.planes_per_range > 1) launch(group_extremes<T>, 2 * groups, kRangeThreads, 0, context_.stream, args);
     return args;
   }
 
