@@ -12,6 +12,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
+from kd.coco import CocoDetection
 from kd.compare.record import Result
 from kd.compare.table import COLUMNS, Row, shown_columns
 from kd.inspection import boxes, figures
@@ -145,7 +146,7 @@ def _detections(results: Sequence[Result], runs: Mapping[int, RunFolder]) -> lis
     except ValueError as error:
         return [_left_out("detections", error)]
     found = [torch.load(Path(r.folder) / "detections.pt", weights_only=True)["detections"] for r in stored]
-    positions = spread(len(data), IMAGES_SHOWN)
+    positions = _spread_with_objects(data, IMAGES_SHOWN)
     columns = len(stored) + 1
     figure = Figure(figsize=(2.3 * columns, 2.0 * len(positions) + 0.3), layout="constrained", facecolor="white")
     grid = figure.subplots(len(positions), columns, squeeze=False)
@@ -158,7 +159,7 @@ def _detections(results: Sequence[Result], runs: Mapping[int, RunFolder]) -> lis
         axes.set_title(name, fontsize=9)
     return [
         "<h3>Detections</h3>",
-        f'<p class="note">On validation images chosen by position; with a score of at least {boxes.SHOWN_SCORE}, of '
+        f'<p class="note">On validation images with objects, chosen by position; with a score of at least {boxes.SHOWN_SCORE}, of '
         "overlapping boxes the best. Crowds are dashed.</p>",
         _image(figure, "detections"),
     ]
@@ -171,7 +172,7 @@ def _inspected(result: Result, run: RunFolder) -> list[str]:
     except (ValueError, FileNotFoundError) as error:
         return [_left_out(f"features of {_words(result)[1]}", error)]
     parts = [f"<h3>{html.escape(_words(result)[1])}: features beside the teacher's</h3>"]
-    for position in spread(len(data), IMAGES_INSPECTED + 2)[1:-1]:
+    for position in _spread_with_objects(data, IMAGES_INSPECTED + 2)[1:-1]:
         inspection = inspect_image(distiller, data[position][0], teacher_detects=False)
         for kind, words in (
             ("features", "Features as the loss sees them"),
@@ -180,6 +181,12 @@ def _inspected(result: Result, run: RunFolder) -> list[str]:
         ):
             parts.append(f'<p class="note">{words}:</p>' + _image(getattr(figures, kind)(inspection), kind))
     return parts
+
+
+def _spread_with_objects(data: CocoDetection, wanted: int) -> list[int]:
+    """Positions spread over the images that have ground truth, or over all where none has."""
+    usable = [k for k, record in enumerate(data.records) if len(record.annotations)] or list(range(len(data)))
+    return [usable[k] for k in spread(len(usable), wanted)]
 
 
 def _settings(results: Sequence[Result], facts: Mapping[str, object]) -> list[str]:
