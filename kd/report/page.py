@@ -159,8 +159,8 @@ def _detections(results: Sequence[Result], runs: Mapping[int, RunFolder]) -> lis
         axes.set_title(name, fontsize=9)
     return [
         "<h3>Detections</h3>",
-        f'<p class="note">On validation images with objects, chosen by position; with a score of at least {boxes.SHOWN_SCORE}, of '
-        "overlapping boxes the best. Crowds are dashed.</p>",
+        '<p class="note">On validation images with objects, chosen by position; with a score of at least '
+        f"{boxes.SHOWN_SCORE}, of overlapping boxes the best. Crowds are dashed.</p>",
         _image(figure, "detections"),
     ]
 
