@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo_out
 
-.PHONY: help setup demo test test-fast lint format sanitize clean
+.PHONY: help setup demo test test-fast bench docs lint format sanitize wheel sdist clean
 help:
 	@echo "make demo       distil RetinaNet and Faster R-CNN on the embedded data set (QUICK=1: RetinaNet only; DATA=folder: your COCO data)"
 	@echo "make test       every test;  make test-fast: those of a few seconds"
+	@echo "make bench      beside every peer: errors, speed, memory (BENCH_ARGS=\"--shapes issue\" or \"--quick\")"
+	@echo "make docs       the documentation as a site, in site/"
+	@echo "make wheel      a wheel in dist/;  make sdist: the sources as an archive there"
 	@echo "make lint       ruff, clang-format, mypy;  make format: apply the first two"
 	@echo "make sanitize   the operator's tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 
@@ -28,6 +31,10 @@ $(VENV)/lint.stamp: $(VENV)/project.stamp
 	$(BIN)/python -m pip install --quiet "ruff>=0.11" "mypy>=1.15" "clang-format>=18"
 	touch $@
 
+$(VENV)/docs.stamp: $(VENV)/project.stamp
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
+
 setup: $(VENV)/project.stamp
 
 demo: setup
@@ -38,6 +45,18 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: setup
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/torch.stamp
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+sdist: $(VENV)/torch.stamp
+	$(BIN)/python setup.py -q sdist
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
@@ -54,4 +73,4 @@ sanitize: setup
 	bash tests/ssim/sanitize.sh $(BIN)/python
 
 clean:
-	rm -rf build dist *.egg-info fused_ssim/*.so .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist site *.egg-info fused_ssim/*.so .pytest_cache .ruff_cache .mypy_cache

@@ -31,6 +31,10 @@ def extension() -> Extension:
         "-std=c++20",
         "-fno-math-errno",
         "-fno-trapping-math",
+        # It would carry the values of sliding windows from one iteration to the next by way of the stack.
+        "-fno-predictive-commoning",
+        # The kernels are vectors already, and GCC 12 crashes when it looks for more of them in the AVX-512 one.
+        "-fno-tree-slp-vectorize",
         "-fvisibility=hidden",
         "-Wall",
         "-Wno-maybe-uninitialized",

@@ -23,8 +23,9 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_cpu",
       [](int64_t planes, int64_t h, int64_t w) {
-        const ssim::CpuPlan plan = ssim::plan_cpu(planes, h, w);
+        const ssim::CpuPlan plan = ssim::plan_cpu(planes, h, w, ssim::cpu_lanes());
         return py::dict(py::arg("strips") = plan.strips, py::arg("bands") = plan.bands);
       },
-      py::arg("planes"), py::arg("h"), py::arg("w"), "How the CPU kernel cuts each of `planes` maps of (h, w).");
+      py::arg("planes"), py::arg("h"), py::arg("w"),
+      "How the CPU kernel cuts each of `planes` float32 maps of (h, w).");
 }

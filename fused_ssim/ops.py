@@ -136,6 +136,7 @@ def _keeps_graph() -> bool:
 def _sums_setup_context(ctx, inputs, output):
     x, grad_scale = inputs[0], inputs[6]
     _, grads_x, grads_y = output
+    ctx.set_materialize_grads(False)  # zeros as large as x for the saved gradients, which nobody differentiates
     ctx.save_for_backward(*grads_x, *grads_y)
     ctx.levels, ctx.grad_scale = len(x), list(grad_scale)
     ctx.has_x, ctx.has_y = bool(grads_x), bool(grads_y)
@@ -174,7 +175,7 @@ def _map_backward(operators, ctx, grad):
 
 
 def define(namespace: str) -> None:
-    """Define the operators in a namespace of torch.ops: schemas, fakes and gradients, to which kernels then register."""
+    """Define the operators in a namespace of torch.ops: schemas, fakes and gradients, to which kernels register."""
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
     for schema in _SCHEMAS:

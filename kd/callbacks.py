@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from kd.training import student_state
+from kd.training import NonFiniteLossError, student_state
 
 
 def checkpoints(directory: str | Path, every_n_steps: int = 500) -> list[ModelCheckpoint]:
@@ -21,9 +21,16 @@ def checkpoints(directory: str | Path, every_n_steps: int = 500) -> list[ModelCh
     common: dict[str, Any] = {"dirpath": str(directory), "enable_version_counter": False}
     return [
         ModelCheckpoint(filename="best", monitor="AP", mode="max", save_on_train_epoch_end=False, **common),
-        ModelCheckpoint(filename="last", every_n_train_steps=every_n_steps, save_on_exception=True, **common),
+        _FiniteCheckpoint(filename="last", every_n_train_steps=every_n_steps, save_on_exception=True, **common),
         ModelCheckpoint(filename="last_epoch", save_on_train_epoch_end=True, **common),
     ]
+
+
+class _FiniteCheckpoint(ModelCheckpoint):
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # The weights that gave a NaN are of no use to a resumed run; the last good ones stay.
+        if not isinstance(exception, NonFiniteLossError):
+            super().on_exception(trainer, pl_module, exception)
 
 
 class StudentWeights(Callback):

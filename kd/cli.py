@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -18,11 +18,32 @@ from kd.callbacks import StopOnInterrupt, StudentWeights, checkpoints
 from kd.coco import DataError
 from kd.data import CocoDataModule
 from kd.teacher_check import BadTeacherError, TeacherCheck
-from kd.training import DetectionTraining, NonFiniteLossError
+from kd.training import ConfigurationError, DetectionTraining, NonFiniteLossError
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves every option beside the run: ``config.yaml`` of a training, ``config_validate.yaml`` of an evaluation."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            self.config_filename = f"config_{trainer.state.fn.value}.yaml"
+        super().setup(trainer, pl_module, stage)
 
 
 class DistillationCLI(LightningCLI):
     """Everything a run writes goes below ``trainer.default_root_dir``."""
+
+    def before_instantiate_classes(self) -> None:
+        """Without training there is nothing to distil, so the teacher's file need not be there."""
+        if self.subcommand != "fit":
+            self.config[self.subcommand].model.teacher = None
+
+    def instantiate_classes(self) -> None:
+        """Lightning's, with one kind of error for all options that do not fit."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--save_every", type=int, default=500, help="steps between two writes of last.ckpt")
@@ -70,12 +91,18 @@ def main(args: Sequence[str] | None = None) -> None:
             CocoDataModule,
             args=list(args) if args is not None else None,
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "max_epochs": 12},
             parser_kwargs={"prog": "kd"},
         )
-    except (DataError, BadTeacherError, NonFiniteLossError, FileNotFoundError) as error:
-        sys.exit(f"kd: {error}")
+    except (ConfigurationError, DataError, BadTeacherError, NonFiniteLossError, FileNotFoundError) as error:
+        sys.exit(f"kd: {_sentence(error)}")
     except SIGTERMException:
         # Lightning has saved last.ckpt by now, but would end with 0 as if the run were complete.
         sys.exit(128 + signal.SIGTERM)
+
+
+def _sentence(error: Exception) -> str:
+    # A loading process hands its error over with its traceback in front.
+    return str(error).rsplit(f"{type(error).__module__}.{type(error).__qualname__}: ", 1)[-1].strip()

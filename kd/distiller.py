@@ -113,10 +113,11 @@ class Distiller(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             ours, theirs = [], []
             for student_level, teacher_level in self.level_map.items():
-                feature = _at_least_float32(features[student_level])
+                feature = features[student_level]
                 if student_level in self.adapters:
-                    feature = self.adapters[student_level](feature)
-                ours.append(feature)
+                    adapter = self.adapters[student_level]
+                    feature = adapter(feature.to(adapter.weight.dtype))
+                ours.append(_at_least_float32(feature))
                 theirs.append(_at_least_float32(teacher_features[teacher_level]))
                 checks.check_alike(ours[-1], theirs[-1], student_level)
             losses = self.feature_loss(ours, theirs)

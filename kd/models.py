@@ -12,6 +12,7 @@ from torchvision.models import detection, get_model_builder
 from torchvision.models.detection import FasterRCNN, RetinaNet
 
 from kd.conversion import FORMATS, load_features
+from kd.converted_heads import load_heads
 from kd.detectors import faster_rcnn, retinanet
 from kd.weights import is_file_name, load_strictly, read_state_dict, weights_enum
 
@@ -31,15 +32,13 @@ class DetectorConfig:
     weights: str | None = None
     """The whole detector's weights: a file, or for torchvision's builders also an enum name."""
     weights_format: str = "torchvision"
-    """Or "mmdet", "mmdet_caffe", "detectron2", "detectron2_x101": then ``weights`` gives backbone and FPN only, which
-    is what a teacher needs; the heads stay random. See :mod:`kd.conversion`."""
+    """Or "mmdet", "mmdet_caffe", "detectron2", "detectron2_x101": ``weights`` is a checkpoint of that library, see
+    :mod:`kd.conversion`. Backbone and FPN are all that a teacher needs."""
+    convert_heads: bool = True
+    """Of another library's checkpoint also take the heads, where it has those of this detector (a Cascade R-CNN has
+    not); otherwise they stay random and the built detector's ``heads_are_trained`` is False."""
     options: dict[str, Any] = field(default_factory=dict)
     """Any further keyword argument of the builder."""
-
-    @property
-    def heads_are_trained(self) -> bool:
-        """Whether the detector as built can detect, so that its AP means something."""
-        return self.weights is not None and self.weights_format == "torchvision"
 
 
 def build(name: str | DetectorConfig | Mapping[str, Any] = "retinanet", **options: Any) -> nn.Module:
@@ -87,7 +86,11 @@ def _with_converted_features(config: DetectorConfig, options: dict[str, Any]) ->
         options.setdefault("relu_before_p7", FORMATS[config.weights_format].relu_before_p7)
     options.setdefault("norm", "frozen_bn")
     model = build(config.name, **options)
-    load_features(model, read_state_dict(weights), config.weights_format, repr(str(weights)))
+    state, source = read_state_dict(weights), repr(str(weights))
+    load_features(model, state, config.weights_format, source)
+    model.heads_are_trained = config.convert_heads and load_heads(
+        model, state, FORMATS[config.weights_format].library, source
+    )
     return model
 
 

@@ -35,7 +35,7 @@ class TeacherCheck(Callback):
         teacher, config = pl_module.distiller.teacher, pl_module.teacher_config
         if teacher is None or not self.images or trainer.global_step > 0 or trainer.fast_dev_run:
             return
-        if config.weights_format != "torchvision":
+        if not getattr(teacher, "heads_are_trained", True):
             rank_zero_info(
                 f"teacher: AP not measured, {config.weights} gave backbone and FPN only ({config.weights_format})"
             )

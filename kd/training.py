@@ -22,6 +22,10 @@ from kd.sampling import GroupedBatchSampler
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
+class ConfigurationError(ValueError):
+    """The options of a run do not fit each other or the data."""
+
+
 class NonFiniteLossError(FloatingPointError):
     """A loss is NaN or infinite; the message names the images."""
 
@@ -96,6 +100,12 @@ class DetectionTraining(pl.LightningModule):
         """Detections of the student, which must be in evaluation mode."""
         return self.student(images)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Evaluating a distilled student needs neither its teacher nor its adapters.
+        if not self.distiller.distils:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("distiller.adapters.")}
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         total_steps = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
@@ -105,7 +115,7 @@ class DetectionTraining(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
-            raise ValueError(
+            raise ConfigurationError(
                 "trainer.use_distributed_sampler: set it to False; the data module distributes the images itself"
             )
         self._check_labels("train")
@@ -171,7 +181,7 @@ class DetectionTraining(pl.LightningModule):
     def _check_labels(self, split: str) -> None:
         dataset = getattr(self.trainer.datamodule, split, None)
         if dataset is not None and dataset.num_classes > _num_classes(self.student_config):
-            raise ValueError(
+            raise ConfigurationError(
                 f"model.student.num_classes: {_num_classes(self.student_config)} is too few for "
                 f"{dataset.annotations}, whose largest label is {dataset.num_classes - 1}; use at least "
                 f"{dataset.num_classes}, or data.labels=contiguous"

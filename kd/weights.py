@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
+
+from kd.inert_pickle import LOG_BUFFERS, Inert, read_arrays
 
 # Counters that FrozenBatchNorm2d does not keep and that carry no weight.
 _COUNTER = "num_batches_tracked"
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.pth``/``.pt``/``.ckpt`` or ``.safetensors`` file onto the CPU.
+    """Read the tensors of a ``.pth``/``.pt``/``.ckpt``, ``.safetensors`` or detectron2 ``.pkl`` file onto the CPU.
 
     A nesting under ``state_dict`` or ``model`` (mmdetection, detectron2, torchvision's reference scripts) is opened.
 
@@ -34,7 +37,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             ) from error
         return dict(load_file(str(path)))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_arrays(path) if path.suffix == ".pkl" else _load_tensors(path)
     except Exception as error:  # unpickling fails in many ways; every one of them means "not a plain weights file"
         raise ValueError(
             f"weights: {str(path)!r} can not be read as plain tensors (weights_only=True): {error}. "
@@ -52,6 +55,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if wrong:
         raise ValueError(f"weights: {str(path)!r} is not a state dict: {_some(wrong)} hold no tensor")
     return dict(content)
+
+
+def _load_tensors(path: Path) -> Any:
+    with torch.serialization.safe_globals([(Inert, name) for name in LOG_BUFFERS]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if SSIM_VECTOR_BYTES >= 32
 #include <immintrin.h>
@@ -73,73 +74,128 @@ SSIM_INLINE typename Simd<T>::V load_first(const T* p, int count) {
 #endif
 }
 
-// Lanes first <= i < last of v go to p[i]; nothing else is touched.
+// The first `count` lanes of v go to p; nothing behind them is touched.
 template <class T>
-SSIM_INLINE void store_lanes(T* p, typename Simd<T>::V v, int first, int last) {
+SSIM_INLINE void store_first(T* p, typename Simd<T>::V v, int count) {
 #if SSIM_VECTOR_BYTES == 64
-  const unsigned lanes = ((1u << last) - 1) & ~((1u << first) - 1);
   if constexpr (sizeof(T) == 4)
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes), v);
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
   else
-    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes), v);
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1), v);
 #else
   for (int i = 0; i < kLanes<T>; ++i)
-    if (i >= first && i < last) p[i] = v[i];
+    if (i < count) p[i] = v[i];
 #endif
 }
 
-// v where first <= lane < last, else zero (also in place of a NaN).
+// v where the mask is set, else zero (also in place of a NaN).
 template <class T>
-SSIM_INLINE typename Simd<T>::V keep_lanes(typename Simd<T>::V v, int first, int last) {
-  typename Simd<T>::Mask lane;
-  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
-  return ((lane >= first) & (lane < last)) ? v : typename Simd<T>::V{};
+SSIM_INLINE typename Simd<T>::V keep(typename Simd<T>::V v, typename Simd<T>::Mask mask) {
+  return (typename Simd<T>::V)((typename Simd<T>::Mask)v & mask);
 }
 
-// p[shift + i] for each lane i, where p is aligned and |shift| <= kRadius: registers instead of loads that split cache
-// lines, where the instruction set has a cheap shuffle for it.
-#if SSIM_VECTOR_BYTES == 64
-template <int shift, class T>
-SSIM_INLINE typename Simd<T>::V shifted(typename Simd<T>::V before, typename Simd<T>::V here, typename Simd<T>::V after,
-                                        const T*) {
-  if constexpr (sizeof(T) == 4) {
-    const __m512i b = (__m512i)before, h = (__m512i)here, a = (__m512i)after;
-    if constexpr (shift < 0) return (typename Simd<T>::V)_mm512_alignr_epi32(h, b, 16 + shift);
-    if constexpr (shift > 0) return (typename Simd<T>::V)_mm512_alignr_epi32(a, h, shift);
-  } else {
-    const __m512i b = (__m512i)before, h = (__m512i)here, a = (__m512i)after;
-    if constexpr (shift < 0) return (typename Simd<T>::V)_mm512_alignr_epi64(h, b, 8 + shift);
-    if constexpr (shift > 0) return (typename Simd<T>::V)_mm512_alignr_epi64(a, h, shift);
+// Lane i of a takes lane i - step of b where i has the bit `step`; lane i of b takes lane i + step of a where it has
+// not.
+template <int step, class V, int... i>
+SSIM_INLINE void exchange(V& a, V& b, std::integer_sequence<int, i...>) {
+  constexpr int lanes = sizeof...(i);
+  const V first = __builtin_shufflevector(a, b, ((i & step) ? lanes + i - step : i)...);
+  b = __builtin_shufflevector(a, b, ((i & step) ? lanes + i : i + step)...);
+  a = first;
+}
+
+// Transposes the square of lanes: afterwards lane i of v[j] is what lane j of v[i] was.
+template <class T, int step = 1>
+SSIM_INLINE void transpose(typename Simd<T>::V* v) {
+  if constexpr (step < kLanes<T>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; ++i)
+      if (!(i & step)) exchange<step>(v[i], v[i + step], std::make_integer_sequence<int, kLanes<T>>());
+    transpose<T, 2 * step>(v);
   }
-  return here;
 }
-#else
-template <int shift, class T>
-SSIM_INLINE typename Simd<T>::V shifted(typename Simd<T>::V, typename Simd<T>::V, typename Simd<T>::V, const T* p) {
-  return load_unaligned(p + shift);
-}
-#endif
 
-// The 11-tap filter along a row: lane i gets sum_k taps[k] p[i + k - 5]. p is aligned, a vector on either side
-// readable.
-template <class T>
-SSIM_INLINE typename Simd<T>::V filter_row(const T* p, const T* taps) {
-  const auto before = load(p - kLanes<T>), here = load(p), after = load(p + kLanes<T>);
-#define SSIM_PAIR(k) (shifted<-k>(before, here, after, p) + shifted<k>(before, here, after, p))
-  auto even = taps[5] * here, odd = taps[4] * SSIM_PAIR(1);
-  even += taps[3] * SSIM_PAIR(2);
-  odd += taps[2] * SSIM_PAIR(3);
-  even += taps[1] * SSIM_PAIR(4);
-  odd += taps[0] * SSIM_PAIR(5);
-#undef SSIM_PAIR
-  return even + odd;
+// Holds a value in a register: a compiler that sees it loaded may load it again where it is used once more, and these
+// filters are bound by their loads.
+template <class V>
+SSIM_INLINE V in_register(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
+// Four neighbouring results of the 11-tap filter: out[i] = sum_k taps[k] at(k + i), with the taps' symmetry. Each of
+// the 14 values is loaded once, and used while it is in a register (no more than 16 are alive at a time); half of the
+// work is additions, for which some processors have ports of their own.
+template <class V, class At>
+SSIM_INLINE void filter_four(const V (&taps)[kRadius + 1], const At& at, V (&out)[4]) {
+  // Values of one parity meet only each other, the odd ones as the even ones in reverse.
+  {
+    const V r10 = in_register(at(10));
+    out[0] = taps[0] * (at(0) + r10);
+    const V r2 = in_register(at(2));
+    out[1] = taps[1] * (r2 + r10);
+    const V r12 = in_register(at(12));
+    out[2] = taps[0] * (r2 + r12);
+    const V r8 = in_register(at(8));
+    out[0] += taps[2] * (r2 + r8);
+    const V r4 = in_register(at(4));
+    out[3] = taps[1] * (r4 + r12);
+    out[2] += taps[2] * (r4 + r10);
+    const V r6 = in_register(at(6));
+    out[3] += taps[3] * (r6 + r10);
+    out[1] += taps[3] * (r4 + r8);
+    out[0] += taps[4] * (r4 + r6);
+    out[2] += taps[4] * (r6 + r8);
+    out[1] += taps[5] * r6;
+    out[3] += taps[5] * r8;
+  }
+  {
+    const V r3 = in_register(at(3));
+    out[3] += taps[0] * (at(13) + r3);
+    const V r11 = in_register(at(11));
+    out[2] += taps[1] * (r11 + r3);
+    const V r1 = in_register(at(1));
+    out[1] += taps[0] * (r11 + r1);
+    const V r5 = in_register(at(5));
+    out[3] += taps[2] * (r11 + r5);
+    const V r9 = in_register(at(9));
+    out[0] += taps[1] * (r9 + r1);
+    out[1] += taps[2] * (r9 + r3);
+    const V r7 = in_register(at(7));
+    out[0] += taps[3] * (r7 + r3);
+    out[2] += taps[3] * (r9 + r5);
+    out[3] += taps[4] * (r9 + r7);
+    out[1] += taps[4] * (r7 + r5);
+    out[2] += taps[5] * r7;
+    out[0] += taps[5] * r5;
+  }
 }
 
 // ---- functions of ssim_math.h for vectors ----
 
 template <class T, class V>
 struct VectorMath {
-  static SSIM_INLINE V maximum(V a, V b) { return a < b ? b : a; }
+  static SSIM_INLINE V maximum(V a, V b) {  // a NaN in a stays: the instruction's rule for its second operand
+#if SSIM_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+      return _mm512_max_ps(b, a);
+    else
+      return _mm512_max_pd(b, a);
+#elif SSIM_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == 4)
+      return _mm256_max_ps(b, a);
+    else
+      return _mm256_max_pd(b, a);
+#else
+    return a < b ? b : a;
+#endif
+  }
 
   static SSIM_INLINE V square_root(V a) {
 #if SSIM_VECTOR_BYTES == 64

@@ -11,9 +11,10 @@
 namespace ssim {
 namespace {
 
-constexpr int64_t kEnoughUnits = 64;    // units that keep many threads busy
-constexpr int64_t kBandRows = 128;      // fewest rows worth a unit of their own: it recomputes up to 20
-constexpr int64_t kGrabPixels = 16384;  // pixels a thread takes at a time
+constexpr int64_t kThreads = 4;         // that the plan reckons with, whatever there are
+constexpr int64_t kBandRows = 16;       // fewest rows of a band
+constexpr int64_t kBorderRows = 9;      // rows that a cut costs, in rows of full work: 20 are loaded, 10 filtered
+constexpr int64_t kGrabPixels = 32768;  // pixels a thread takes at a time
 
 std::vector<const UnitKernels*> available_kernels() {
   std::vector<const UnitKernels*> list;
@@ -40,8 +41,8 @@ const UnitKernels& current_kernels() {
   return kernels ? *kernels : *all_kernels().front();
 }
 
-UnitSums run(const UnitKernels& k, const UnitCall<float>& call) { return k.run_float(call); }
-UnitSums run(const UnitKernels& k, const UnitCall<double>& call) { return k.run_double(call); }
+void run(const UnitKernels& k, UnitCall<float>& call) { k.run_float(call); }
+void run(const UnitKernels& k, UnitCall<double>& call) { k.run_double(call); }
 Extremes widen(const UnitKernels& k, const float* row, int64_t count, Extremes e) {
   return k.widen_float(row, count, e);
 }
@@ -57,16 +58,25 @@ template <class T>
 class Run {
  public:
   Run(const Problem& problem, const std::vector<Level>& levels, const Parallel& parallel)
-      : problem_(problem), levels_(levels), parallel_(parallel), kernels_(current_kernels()) {
+      : problem_(problem),
+        levels_(levels),
+        parallel_(parallel),
+        kernels_(current_kernels()),
+        lanes_(sizeof(T) == 4 ? kernels_.lanes_float : kernels_.lanes_double) {
     for (const Level& level : levels) {
-      plans_.push_back(plan_cpu(level.n * level.c, level.h, level.w));
+      const int64_t planes = level.n * level.c;
+      const CpuPlan plan = plan_cpu(planes, level.h, level.w, lanes_);
+      plans_.push_back(plan);
       first_unit_.push_back(units_);
       first_plane_.push_back(planes_);
-      units_ += level.n * level.c * plans_.back().strips * plans_.back().bands;
-      planes_ += level.n * level.c;
+      first_sum_.push_back(sum_count_);
+      units_ += (planes * plan.bands + lanes_ - 1) / lanes_ * plan.strips;
+      planes_ += planes;
+      sum_count_ += planes * plan.bands * plan.strips;
     }
     first_unit_.push_back(units_);
-    sums_.resize(units_);
+    first_sum_.push_back(sum_count_);
+    sums_.resize(sum_count_);
   }
 
   void go() {
@@ -75,14 +85,13 @@ class Run {
     parallel_.run(std::min(parallel_.threads, units_), [&](int64_t) {
       std::unique_ptr<void, FreeDeleter> memory(std::aligned_alloc(64, kWorkspaceBytes));
       if (!memory) throw std::bad_alloc();
-      Workspace workspace{memory.get()};
       for (;;) {
         int64_t begin = next.load(), end;
         do {
           if (begin >= units_) return;
           end = std::min(units_, begin + grab(begin));
         } while (!next.compare_exchange_weak(begin, end));
-        for (int64_t u = begin; u < end; ++u) sums_[u] = one(u, workspace);
+        for (int64_t u = begin; u < end; ++u) one(u, memory.get());
       }
     });
     if (problem_.normalize != Normalize::kNone && !problem_.detach_range)
@@ -96,11 +105,11 @@ class Run {
     const int64_t samples = per_sample ? levels_[0].n : 1;
     for (size_t l = 0; l < levels_.size(); ++l) {
       const Level& level = levels_[l];
-      const int64_t count = first_unit_[l + 1] - first_unit_[l], per_value = count / samples;
+      const int64_t count = first_sum_[l + 1] - first_sum_[l], per_value = count / samples;
       for (int64_t s = 0; s < samples; ++s) {
         UnitSums total;
         for (int64_t u = 0; u < per_value; ++u) {
-          const UnitSums& part = sums_[first_unit_[l] + s * per_value + u];
+          const UnitSums& part = sums_[first_sum_[l] + s * per_value + u];
           total.ssim += part.ssim, total.seed += part.seed, total.l1 += part.l1;
         }
         values[l * samples + s] = level.offset * total.seed + level.slope * total.ssim + level.l1 * total.l1;
@@ -116,31 +125,35 @@ class Run {
   // Units that a thread takes together: enough small ones, never of two levels.
   int64_t grab(int64_t unit) const {
     const size_t l = level_of(unit);
-    const int64_t pixels = levels_[l].h * levels_[l].w / (plans_[l].strips * plans_[l].bands) + 1;
+    const int64_t pixels = lanes_ * levels_[l].h * levels_[l].w / (plans_[l].strips * plans_[l].bands) + 1;
     return std::min(std::max<int64_t>(1, kGrabPixels / pixels), first_unit_[l + 1] - unit);
   }
 
-  UnitSums one(int64_t index, Workspace& workspace) {
+  void one(int64_t index, void* workspace) {
     const size_t l = level_of(index);
     const Level& level = levels_[l];
     const CpuPlan& plan = plans_[l];
-    const int64_t part = (index - first_unit_[l]) % (plan.strips * plan.bands);
-    const int64_t plane = (index - first_unit_[l]) / (plan.strips * plan.bands);
-    const int64_t strip = part % plan.strips, band = part / plan.strips;
-    const int64_t columns = (level.w + plan.strips - 1) / plan.strips, rows = (level.h + plan.bands - 1) / plan.bands;
-    UnitCall<T> call{&problem_, &level, {}, {}, {}, {load_row<T>, store_row<T>}, &workspace};
-    call.unit = {plane / level.c, plane % level.c,
-                 band * rows,     std::min(level.h, (band + 1) * rows),
-                 strip * columns, std::min(level.w, (strip + 1) * columns)};
-    if (problem_.normalize == Normalize::kNone) {
-      call.range_x.scale = call.range_y.scale = 1.0 / problem_.data_range;
-    } else {
-      Extremes* extremes = &extremes_[2 * (first_plane_[l] + plane)];
-      if (whole_planes()) find_plane(level, plane, extremes);
-      call.range_x = to_unit<T>(extremes[0], problem_.data_range);
-      call.range_y = to_unit<T>(extremes[1], problem_.data_range);
+    const int64_t strip = (index - first_unit_[l]) % plan.strips, group = (index - first_unit_[l]) / plan.strips;
+    const int64_t columns = (level.w + plan.strips - 1) / plan.strips;
+    UnitCall<T> call{&problem_, &level, {}, {}, {}, {load_row<T>, store_row<T>}, workspace, {}};
+    Unit& unit = call.unit;
+    unit.rows = (level.h + plan.bands - 1) / plan.bands;
+    unit.col0 = strip * columns, unit.col1 = std::min(level.w, (strip + 1) * columns);
+    const int64_t first = group * lanes_, end = std::min(first + lanes_, level.n * level.c * plan.bands);
+    for (int64_t item = first; item < end; ++item) {
+      const int64_t plane = item / plan.bands, i = unit.count++;
+      unit.bands[i] = {plane / level.c, plane % level.c, item % plan.bands * unit.rows};
+      if (problem_.normalize == Normalize::kNone) {
+        call.range_x[i].scale = call.range_y[i].scale = 1.0 / problem_.data_range;
+      } else {
+        Extremes* extremes = &extremes_[2 * (first_plane_[l] + plane)];
+        if (whole_planes()) find_plane(level, plane, extremes);
+        call.range_x[i] = to_unit<T>(extremes[0], problem_.data_range);
+        call.range_y[i] = to_unit<T>(extremes[1], problem_.data_range);
+      }
     }
-    return run(kernels_, call);
+    run(kernels_, call);
+    for (int i = 0; i < unit.count; ++i) sums_[first_sum_[l] + (first + i) * plan.strips + strip] = call.sums[i];
   }
 
   // Whether each unit holds all pixels of its ranges, and so finds them itself while they are in its cache.
@@ -198,7 +211,7 @@ class Run {
       for (int64_t i = g * group; i < (g + 1) * group; ++i) all.low += counts[i].low, all.high += counts[i].high;
       double grads = 0, values = 0;
       for (int64_t u = g * group * units; u < (g + 1) * group * units; ++u) {
-        const UnitSums& sums = sums_[first_unit_[l] + u];
+        const UnitSums& sums = sums_[first_sum_[l] + u];
         grads += sums.grad[side], values += sums.grad_value[side] * problem_.data_range;
       }
       at_low[g] = (values - grads) / all.low;
@@ -214,9 +227,10 @@ class Run {
   const std::vector<Level>& levels_;
   const Parallel& parallel_;
   const UnitKernels& kernels_;
+  const int64_t lanes_;
   std::vector<CpuPlan> plans_;
-  std::vector<int64_t> first_unit_, first_plane_;
-  int64_t units_ = 0, planes_ = 0;
+  std::vector<int64_t> first_unit_, first_plane_, first_sum_;
+  int64_t units_ = 0, planes_ = 0, sum_count_ = 0;
   std::vector<UnitSums> sums_;
   std::vector<Extremes> extremes_;  // of x and y of each plane: those of its range
 };
@@ -231,10 +245,18 @@ void run_as(const Problem& problem, const std::vector<Level>& levels, bool per_s
 
 }  // namespace
 
-CpuPlan plan_cpu(int64_t planes, int64_t h, int64_t w) {
+CpuPlan plan_cpu(int64_t planes, int64_t h, int64_t w, int64_t lanes) {
   const int64_t strips = w <= kWholeColumns ? 1 : (w + kStripColumns - 1) / kStripColumns;
-  const int64_t wanted = (kEnoughUnits + planes * strips - 1) / (planes * strips);
-  return {strips, std::max<int64_t>(1, std::min(wanted, h / kBandRows))};
+  CpuPlan best{strips, 1};
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t bands = 1; bands == 1 || (bands <= kThreads * lanes && bands * kBandRows <= h); ++bands) {
+    const int64_t units = (planes * bands + lanes - 1) / lanes * strips;
+    const int64_t rows = (h + bands - 1) / bands + (bands > 1 ? kBorderRows : 0);
+    const int64_t time = (units + kThreads - 1) / kThreads * rows;
+    if (time < least) best.bands = bands, least = time;
+    if (planes >= 16 * kThreads * lanes) break;  // more would not help
+  }
+  return best;
 }
 
 void run_cpu(const Problem& problem, std::vector<Level> levels, bool per_sample, double* values,
@@ -249,6 +271,8 @@ void run_cpu(const Problem& problem, std::vector<Level> levels, bool per_sample,
   else
     run_as<float>(problem, levels, per_sample, values, parallel);
 }
+
+int64_t cpu_lanes() { return current_kernels().lanes_float; }
 
 std::vector<std::string> cpu_instruction_sets() {
   std::vector<std::string> names;

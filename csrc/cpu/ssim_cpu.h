@@ -10,11 +10,12 @@
 
 namespace ssim {
 
-// How a level of (planes, h, w) is cut: a pure function of the shape, so that results never depend on the threads.
+// How a level of (planes, h, w) is cut into columns (strips) and rows (bands) of each plane, for vectors of `lanes`,
+// each of which takes a band: a pure function, so that results never depend on the number of threads.
 struct CpuPlan {
-  int64_t strips, bands;  // columns and rows of units in a plane
+  int64_t strips, bands;
 };
-CpuPlan plan_cpu(int64_t planes, int64_t h, int64_t w);
+CpuPlan plan_cpu(int64_t planes, int64_t h, int64_t w, int64_t lanes);
 
 // Threads to share work with.
 struct Parallel {
@@ -27,6 +28,9 @@ struct Parallel {
 // per_sample, else 1; values may be null. Every x and y of the call has one dtype.
 void run_cpu(const Problem& problem, std::vector<Level> levels, bool per_sample, double* values,
              const Parallel& parallel);
+
+// Floats in a vector of the instruction set in use.
+int64_t cpu_lanes();
 
 // Instruction sets that are compiled in and that this processor has, the preferred one first.
 std::vector<std::string> cpu_instruction_sets();

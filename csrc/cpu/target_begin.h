@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #define SSIM_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)

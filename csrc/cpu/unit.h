@@ -1,14 +1,27 @@
-// The unit of work of the CPU kernel: a rectangle of one (n, c) plane, and what passes between it and its driver.
+// The unit of work of the CPU kernel, and what passes between it and its driver.
+//
+// Every lane of a SIMD vector works on a band of rows of its own: of another plane (n, c), or of another part of the
+// same one. So both filters run along sequences of vectors, none of which is ever shifted, and small maps waste no
+// lanes.
 #pragma once
 
 #include "../ssim_params.h"
 
 namespace ssim {
 
-// Rows [row0, row1) and columns [col0, col1) of plane (n, c): the unit alone writes and sums these pixels. It reads up
-// to 2 * kRadius further on each side, so neighbours recompute each other's borders instead of waiting for them.
+constexpr int kMaxLanes = 16;
+
+// A lane's band: rows [row0, row0 + Unit::rows) of plane (n, c), as far as the plane has them.
+struct Band {
+  int64_t n, c, row0;
+};
+
+// The unit alone writes and sums the pixels of its bands in columns [col0, col1). It reads up to 2 * kRadius further on
+// each side, so neighbours recompute each other's borders instead of waiting for them.
 struct Unit {
-  int64_t n, c, row0, row1, col0, col1;
+  int count = 0;  // lanes in use; the others repeat the first, and nothing is kept of them
+  Band bands[kMaxLanes];
+  int64_t rows, col0, col1;
 };
 
 struct UnitSums {
@@ -28,13 +41,6 @@ struct Range {
   double low = 0, scale = 1;
 };
 
-// Scratch memory of one thread, and the shape for which its margins are zero and its edge tables made.
-struct Workspace {
-  void* memory = nullptr;
-  int64_t left = -1, width = -1, right = -1;
-  bool mirror_left = false, mirror_right = false;
-};
-
 // Row copies between a strided tensor of any dtype and a dense row; compiled once, for the baseline.
 template <class T>
 struct RowAccess {
@@ -47,21 +53,22 @@ struct UnitCall {
   const Problem* problem;
   const Level* level;
   Unit unit;
-  Range range_x, range_y;
+  Range range_x[kMaxLanes], range_y[kMaxLanes];
   RowAccess<T> access;
-  Workspace* workspace;
+  void* workspace;           // kWorkspaceBytes, aligned to 64
+  UnitSums sums[kMaxLanes];  // result
 };
 
-constexpr int64_t kStripColumns = 256;  // widest unit in pixels, unless the whole map is at most kWholeColumns wide
-constexpr int64_t kWholeColumns = 320;
-constexpr int64_t kWorkspaceBytes =
-    1 << 19;  // 127 rows of doubles, kWholeColumns and their margins wide, and the edge tables need 355 KB
+constexpr int64_t kStripColumns = 76;  // widest unit in pixels, unless the whole map is at most kWholeColumns wide
+constexpr int64_t kWholeColumns = kStripColumns + 20;
+constexpr int64_t kWorkspaceBytes = 1 << 20;
 
 // Entry points of one instruction set.
 struct UnitKernels {
   const char* name;
-  UnitSums (*run_float)(const UnitCall<float>&);
-  UnitSums (*run_double)(const UnitCall<double>&);
+  int lanes_float, lanes_double;
+  void (*run_float)(UnitCall<float>&);
+  void (*run_double)(UnitCall<double>&);
   Extremes (*widen_float)(const float* row, int64_t count, Extremes so_far);
   Extremes (*widen_double)(const double* row, int64_t count, Extremes so_far);
 };

@@ -3,9 +3,12 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import kd
 from kd.cli import main
+from kd.models import build
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -35,6 +38,24 @@ def test_configuration_is_the_papers(path):
     options = model["student"]["options"]
     assert (options["min_size"], options["max_size"], options["norm"]) == (800, 1333, "frozen_bn")
     assert "The paper's AP: " in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "stem", ["retinanet_r50_ssim", "retinanet_r18_ssim", "faster_rcnn_r50_ssim", "faster_rcnn_r50_l2"]
+)
+def test_the_papers_pairs_fit(stem):
+    """Their detectors are built without weights or memory, and pass the start-up checks with the right adapters."""
+    model = parsed(CONFIGS[0].with_name(f"{stem}.yaml"))["model"]
+    detectors = []
+    for role in ("student", "teacher"):
+        config = model[role]
+        options = {"relu_before_p7": config["weights_format"] != "mmdet"} if config["name"] == "retinanet" else {}
+        options.update(config["options"], weights_backbone=None)
+        with torch.device("meta"):
+            detectors.append(build({**config, "weights": None, "weights_format": "torchvision", "options": options}))
+    pair = kd.distill(*detectors, model["loss"], model["weight"], adapters=model["adapters"])
+    assert len(pair.level_map) == 5 and all(ours == theirs for ours, theirs in pair.level_map.items())
+    assert len(pair.adapters) == (0 if model["student"]["name"] == "retinanet" else 5)
 
 
 def test_every_option_can_be_overridden():

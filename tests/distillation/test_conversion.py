@@ -1,7 +1,6 @@
-import re
-
 import pytest
 import torch
+from foreign_checkpoints import detectron2_names, mmdet_names
 from torch import nn
 
 from kd.conversion import FORMATS, load_features
@@ -15,36 +14,6 @@ def source_detector(name, **options):
         if key.endswith("running_mean"):
             nn.init.normal_(buffer, std=0.1)
     return model
-
-
-def mmdet_names(model, levels):
-    """What mmdetection calls these entries (checked against its RetinaNet and Faster R-CNN configurations)."""
-    state = {}
-    for key, value in model.backbone.state_dict().items():
-        key = re.sub(r"^body\.", "backbone.", key)
-        key = re.sub(r"^fpn\.inner_blocks\.(\d)\.0", r"neck.lateral_convs.\1.conv", key)
-        key = re.sub(r"^fpn\.layer_blocks\.(\d)\.0", r"neck.fpn_convs.\1.conv", key)
-        key = re.sub(r"^fpn\.extra_blocks\.p(\d)", lambda m: f"neck.fpn_convs.{int(m[1]) - 6 + levels}.conv", key)
-        state[key] = value
-    state["backbone.bn1.num_batches_tracked"] = torch.tensor(5)
-    state["bbox_head.retina_cls.weight"] = torch.zeros(3)
-    return state
-
-
-def detectron2_names(model, first):
-    state = {}
-    for key, value in model.backbone.state_dict().items():
-        key = re.sub(r"^body\.conv1", "backbone.bottom_up.stem.conv1", key)
-        key = re.sub(r"^body\.bn1", "backbone.bottom_up.stem.conv1.norm", key)
-        key = re.sub(r"^body\.layer(\d)", lambda m: f"backbone.bottom_up.res{int(m[1]) + 1}", key)
-        key = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", key).replace("downsample.0", "shortcut")
-        key = key.replace("downsample.1", "shortcut.norm")
-        key = re.sub(r"^fpn\.inner_blocks\.(\d)\.0", lambda m: f"backbone.fpn_lateral{int(m[1]) + first}", key)
-        key = re.sub(r"^fpn\.layer_blocks\.(\d)\.0", lambda m: f"backbone.fpn_output{int(m[1]) + first}", key)
-        key = re.sub(r"^fpn\.extra_blocks", "backbone.top_block", key)
-        state[key] = value
-    state["head.cls_score.weight"] = state["pixel_mean"] = torch.zeros(3)
-    return state
 
 
 def original_features(model, rgb, kind):
@@ -79,7 +48,7 @@ def test_converted_features_equal_the_original(name, format_name, tmp_path):
         weights_format=format_name, options={"fpn_channels": 32},
     )  # fmt: skip
     converted = build(config).eval()
-    assert not config.heads_are_trained
+    assert converted.heads_are_trained is False  # there are none of this detector in the file
     rgb = torch.rand(1, 3, 64, 96)
     normalised = torch.stack([converted.transform.normalize(image) for image in rgb])
     with torch.no_grad():

@@ -1,10 +1,13 @@
 import copy
+import io
 import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import kd
 from kd.checks import family
@@ -134,9 +137,11 @@ def test_one_transform_and_no_teacher_heads(pair, batch, monkeypatch):
         if hasattr(teacher, head):
             getattr(teacher, head).register_forward_hook(lambda *_: calls.append("head"))
     graph = []
-    teacher.backbone.register_forward_hook(lambda *_: graph.append(torch.is_grad_enabled()))
+    teacher.backbone.register_forward_hook(
+        lambda *_: graph.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+    )
     losses = model(*batch)
-    assert calls == ["student", "teacher body"] and graph == [False]
+    assert calls == ["student", "teacher body"] and graph == [(False, False)]
     assert losses["loss_distill"].requires_grad
 
 
@@ -149,6 +154,106 @@ def test_loss_runs_in_float32_under_autocast(pair, batch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(*batch)["loss_distill"].dtype == torch.float32
     assert seen == [({torch.float32}, False)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_detectors_of_another_precision(make_detector, batch, dtype):
+    """Adapters run in the student's precision, the loss in float32 at least."""
+    model = kd.distill(make_detector().to(dtype), make_detector(fpn_channels=24).to(dtype)).train()
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    images, _ = model.student.transform([image.to(dtype) for image in batch[0]])
+    loss = model.distillation_loss(images.tensors, model.student.backbone(images.tensors))
+    assert loss.dtype == torch.promote_types(dtype, torch.float32) and loss > 0.1
+    loss.backward()
+    assert all(p.grad.dtype == dtype for p in model.adapters.parameters())
+
+
+def test_the_loss_is_the_papers_sum_over_levels(pair, batch):
+    """From the student's and the teacher's maps as their own backbones give them, by an independent SSIM."""
+    student, teacher = pair
+    # float64: the untrained student's activations vanish, and the rescaling magnifies their rounding
+    model = kd.distill(student.double(), teacher.double(), weight=3.0).train()
+    with torch.no_grad():
+        for adapter in model.adapters.values():
+            adapter.weight += 0.1 * torch.randn(adapter.weight.shape)
+            adapter.bias += 0.5
+    seen = []
+    student.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images, targets = batch
+    targets = [{**target, "boxes": target["boxes"].double()} for target in targets]
+    found = model([image.double() for image in images], targets)["loss_distill"]
+    with torch.no_grad():
+        ours, theirs = student.backbone(seen[0]), teacher.backbone(seen[0])
+        expected = 0.0
+        for level, target in theirs.items():
+            adapter = model.adapters[level]
+            feature = torch.einsum("oc,nchw->nohw", adapter.weight[:, :, 0, 0], ours[level])
+            feature = feature + adapter.bias[None, :, None, None]
+            value = (1 - ssim_of_maps(rescaled(feature), rescaled(target))) / 2
+            assert abs(model.level_losses[level] - value.mean()) < 1e-7
+            expected += 3.0 * value.mean()
+    assert abs(found - expected) < 1e-6 and expected > 0.5
+
+
+def rescaled(x):
+    low, high = x.amin((-1, -2), keepdim=True), x.amax((-1, -2), keepdim=True)
+    return (x - low) / (high - low).clamp(min=1e-30)
+
+
+def ssim_of_maps(x, y):
+    """SSIM by its definition, window by window, over a mirrored border; in float64."""
+    taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / 4.5)
+    window = torch.outer(taps, taps) / taps.sum() ** 2
+
+    def mirrored(size):
+        position = torch.arange(-5, size + 5) % max(2 * size - 2, 1)
+        return torch.minimum(position, (2 * size - 2 - position).clamp(min=0)) if size > 1 else position * 0
+
+    def windows(v):
+        v = v.double()[:, :, mirrored(v.shape[2])][:, :, :, mirrored(v.shape[3])]
+        return v.unfold(2, 11, 1).unfold(3, 11, 1)
+
+    wx, wy = windows(x), windows(y)
+    mx, my = ((w * window).sum((-1, -2)) for w in (wx, wy))
+    dx, dy = wx - mx[..., None, None], wy - my[..., None, None]
+    vx, vy, cov = ((a * b * window).sum((-1, -2)) for a, b in ((dx, dx), (dy, dy), (dx, dy)))
+    return (2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+
+
+def test_elongated_images(detector_name, make_detector):
+    """Levels shorter than half the window in one direction, and longer than it in the other."""
+    options = {"min_size": 40, "max_size": 1000}
+    student, teacher = (make_detector(detector_name, backbone=b, **options) for b in ("mobilenet_v2", "resnet18"))
+    model = kd.distill(student, with_random_norms(teacher)).train()
+    target = {"boxes": torch.tensor([[5.0, 5.0, 60.0, 30.0]]), "labels": torch.tensor([1])}
+    shapes = []
+    student.backbone.register_forward_hook(lambda _, inputs, output: shapes.extend(output.values()))
+    losses = model([torch.rand(3, 40, 600)], [target])
+    assert min(s.shape[2] for s in shapes) <= 4 and max(s.shape[3] for s in shapes if s.shape[2] <= 4) > 9
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values()) and losses["loss_distill"] > 0.1
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_student_is_torchvisions_own_detector(batch):
+    """Built by torchvision's functions, trained a step, saved, and loaded by torchvision's functions again."""
+
+    def plain(name):
+        few = dict.fromkeys(("rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test"), 10)
+        backbone = resnet_fpn_backbone(backbone_name=name, weights=None)
+        return FasterRCNN(backbone, 4, min_size=64, max_size=96, box_batch_size_per_image=16, **few)
+
+    model = kd.distill(plain("resnet18"), plain("resnet34")).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    sum(model(*batch).values()).backward()
+    optimizer.step()
+    file = io.BytesIO()
+    torch.save(model.student.state_dict(), file)
+    file.seek(0)
+    loaded = plain("resnet18")
+    assert not loaded.load_state_dict(torch.load(file, weights_only=True)).missing_keys
+    found, expected = loaded.eval()(batch[0]), model.eval()(batch[0])
+    assert all(torch.equal(f[k], e[k]) for f, e in zip(found, expected, strict=True) for k in e)
 
 
 def test_hook_is_gone_after_a_step_and_copies_work(pair, batch):
@@ -202,6 +307,10 @@ def test_start_up_checks_say_what_differs(make_detector):
     student = make_detector()
     with pytest.raises(ValueError, match=r"image_mean is \[0.485.*\[0.0, 0.0, 0.0\] in the teacher"):
         kd.distill(student, make_detector(image_mean=[0.0, 0.0, 0.0]))
+    with pytest.raises(ValueError, match=r"image_std is .* and \[1.0, 1.0, 1.0\] in the teacher$"):
+        kd.distill(student, make_detector(image_std=[1.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match="size_divisible is 32 in the student and 64 in the teacher"):
+        kd.distill(student, make_detector(size_divisible=64))
     with pytest.raises(ValueError, match=r"level_map.*'pool'.*stride 64"):
         kd.distill(student, make_detector("faster_rcnn"))
     with pytest.raises(ValueError, match="'0' and '0' differ in stride"):

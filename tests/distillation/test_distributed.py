@@ -5,9 +5,38 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from tiny_coco import write_coco
+from torch.nn.parallel import DistributedDataParallel
 from training_runs import logged, write_config
+
+import kd
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_wrapped_in_ddp_with_unused_parameters(one_process_group, make_detector, batch):
+    """As torchvision's references wrap a detector; the teacher must be no part of what DDP broadcasts and reduces."""
+    student, teacher = make_detector(), make_detector(backbone="resnet18")
+    student.never_used = torch.nn.Linear(2, 2)
+    model = kd.distill(student, teacher).train()
+    gradients = []
+    for wrapped in (model, DistributedDataParallel(model, find_unused_parameters=True)):
+        model.zero_grad()
+        losses = wrapped(*batch)
+        sum(losses.values()).backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+    theirs = {id(t) for t in [*teacher.parameters(), *teacher.buffers()]}
+    assert not any(id(t) in theirs for t in [*wrapped.parameters(), *wrapped.buffers()])
+    assert sum(g is not None and float(g.abs().max()) > 0 for g in gradients[1]) > 50
+    for one, other in zip(*gradients, strict=True):
+        assert one is None or torch.equal(one, other)
 
 
 @pytest.mark.slow

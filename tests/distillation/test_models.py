@@ -101,32 +101,6 @@ def test_classification_weights_from_a_file(tmp_path):
         backbone_with_fpn("mobilenet_v2", width_mult=0.5, weights_backbone=tmp_path / "mobilenet_v2.pth")
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def test_weights_of_a_detector_from_a_file(tmp_path, capsys, make_detector):
-    model = make_detector()
-    good = tmp_path / "model.pth"
-    torch.save({"model": model.state_dict()}, good)
-    loaded = make_detector(weights=str(good))
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
-    state = model.state_dict()
-    state["backbone.fpn.extra"] = state.pop("backbone.fpn.extra_blocks.p6.weight")
-    torch.save(state, tmp_path / "renamed.pth")
-    with pytest.raises(ValueError, match=r"1 missing \(backbone.fpn.extra_blocks.p6.weight\); 1 unexpected"):
-        make_detector(weights=str(tmp_path / "renamed.pth"))
-    torch.save({"model": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="can not be read as plain tensors"):
-        make_detector(weights=str(tmp_path / "evil.pth"))
-    assert "code ran" not in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match=r"nowhere.pth"):
-        make_detector(weights=str(tmp_path / "nowhere.pth"))
-    with pytest.raises(ValueError, match=r"ResNet50_Weights.NOPE"):
-        build("fasterrcnn_resnet50_fpn", weights="ResNet50_Weights.NOPE")
-
-
 def test_build_from_configuration():
     config = DetectorConfig(backbone="resnet18", num_classes=4, options={"fpn_channels": 16, "min_size": 64})
     model = build(config)

@@ -206,3 +206,30 @@ def test_no_code_runs_from_a_checkpoint(coco_root, tmp_path, capsys):
         with pytest.raises(Exception, match="weights_only"):
             main([command, "--config", path, "--ckpt_path", str(tmp_path / "evil.ckpt")])
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_the_optimiser_is_the_configured_one():
+    module = torch.nn.Linear(2, 2)
+    sgd = OptimizerConfig(lr=0.02, momentum=0.8, weight_decay=3e-4).build(module)
+    assert type(sgd) is torch.optim.SGD
+    adamw = OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05).build(module)
+    assert type(adamw) is torch.optim.AdamW
+    found = [{k: o.param_groups[0].get(k) for k in ("lr", "momentum", "weight_decay")} for o in (sgd, adamw)]
+    assert found == [
+        {"lr": 0.02, "momentum": 0.8, "weight_decay": 3e-4},
+        {"lr": 1e-3, "momentum": None, "weight_decay": 0.05},
+    ]
+
+
+def test_step_seeds_differ_by_seed_epoch_batch_and_process(monkeypatch):
+    student = DetectorConfig(backbone="mobilenet_v2", num_classes=4, options=BACKBONE)
+    module = DetectionTraining(student)
+    place = {"current_epoch": 0, "global_rank": 0}
+    for name in place:
+        monkeypatch.setattr(DetectionTraining, name, property(lambda _, name=name: place[name]))
+    seeds = set()
+    for module.seed in (0, 1):
+        for place["current_epoch"] in (0, 1):
+            for place["global_rank"] in (0, 1):
+                seeds |= {module._step_seed(batch) for batch in (0, 1)}
+    assert len(seeds) == 16 and all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,223 @@
+"""What the command line offers besides plain training: precision, accumulation, clipping, logs, saved options."""
+
+import pytest
+import torch
+import yaml
+from foreign_checkpoints import mmdet_names
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_coco import write_coco
+from training_runs import BACKBONE, logged, write_config
+
+from kd import teacher_check
+from kd.cli import main
+from kd.distiller import Distiller
+from kd.losses import SSIMFeatureLoss
+from kd.models import build
+from kd.training import DetectionTraining, NonFiniteLossError
+
+PLAIN = {
+    "trainer__limit_val_batches": 0, "data__flip": 0.0, "trainer__max_epochs": 2,
+    "model__optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0},
+    "model__schedule": {"name": "constant", "warmup_steps": 0},
+}  # fmt: skip
+
+
+def weights_after(path, run, *arguments):
+    main(["fit", "--config", path, *arguments])
+    return torch.load(run / "student_last.pth", weights_only=True)
+
+
+def moved(state, other):
+    return float(sum((state[name] - other[name]).double().square().sum() for name in state).sqrt())
+
+
+def test_bf16_computes_features_in_bf16_and_the_loss_in_float32(coco_root, tmp_path, monkeypatch):
+    seen = []
+    tapped, forward = Distiller.distillation_loss, SSIMFeatureLoss.forward
+    monkeypatch.setattr(
+        Distiller, "distillation_loss", lambda self, x, f: (seen.append(f["0"].dtype), tapped(self, x, f))[1]
+    )
+    monkeypatch.setattr(
+        SSIMFeatureLoss,
+        "forward",
+        lambda self, s, t: (
+            seen.append((s[0].dtype, t[0].dtype, torch.is_autocast_enabled("cpu"))),
+            forward(self, s, t),
+        )[1],
+    )
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        run = tmp_path / precision
+        path = write_config(
+            "retinanet", coco_root, run, trainer__precision=precision, trainer__limit_train_batches=2, **PLAIN
+        )
+        state = weights_after(path, run)
+        losses[precision] = logged(run, "loss_distill")
+        assert {v.dtype for k, v in state.items() if k.endswith("weight")} == {torch.float32}
+    assert set(seen) == {torch.float32, torch.bfloat16, (torch.float32, torch.float32, False)}
+    assert losses["bf16-mixed"][0] == pytest.approx(losses["32-true"][0], rel=0.05)
+    assert losses["bf16-mixed"] != losses["32-true"]
+
+
+def test_accumulated_steps_equal_one_step_of_all_their_images(tmp_path):
+    root = write_coco(tmp_path / "coco", images_per_split=5, size=(64, 64))
+    # ResNets' activations neither vanish nor explode untrained, so that rounding is not magnified by the rescaling.
+    options = {k: v for k, v in BACKBONE.items() if k != "width_mult"}
+    detector = {"name": "retinanet", "backbone": "resnet18", "num_classes": 8, "options": options}
+    changes = {**PLAIN, "model__student": detector, "model__teacher": detector}
+    changes["model__optimizer"] = {"name": "sgd", "lr": 0.001}
+    states = {}
+    for batch_size in (2, 1):
+        run = tmp_path / str(batch_size)
+        path = write_config("retinanet", root, run, data__train_limit=2, data__batch_size=batch_size, **changes)
+        states[batch_size] = weights_after(path, run, f"--trainer.accumulate_grad_batches={2 // batch_size}")
+        assert logged(run, "loss")[-1] < logged(run, "loss")[0]  # the weights did move
+    for name, value in states[2].items():
+        torch.testing.assert_close(states[1][name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_are_clipped(coco_root, tmp_path):
+    runs = {}
+    for name, arguments in (
+        ("start", ["--model.optimizer.lr=1e-30"]),
+        ("free", []),
+        ("clipped", ["--trainer.gradient_clip_val=0.01"]),
+    ):
+        run = tmp_path / name
+        path = write_config("retinanet", coco_root, run, **PLAIN)
+        runs[name] = weights_after(path, run, "--trainer.limit_train_batches=2", *arguments)
+    # four steps of rate .01 along gradients no longer than .01
+    assert 0 < moved(runs["clipped"], runs["start"]) < 4 * 0.01 * 0.01 * 1.01
+    assert moved(runs["free"], runs["start"]) > 10 * 4 * 0.01 * 0.01
+
+
+def test_logs_saved_options_and_evaluation_without_the_teacher(coco_root, tmp_path, capsys):
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1, trainer__deterministic=True)
+    main(
+        ["fit", "--config", path, "--model.log_components_every=1", "--model.class_metrics=true", "--model.weight=2.5"]
+    )
+    levels = ("0", "1", "2", "p6", "p7")
+    columns = [
+        "loss",
+        "loss_distill",
+        "classification",
+        "bbox_regression",
+        "AP",
+        "APS",
+        "APL",
+        "AP/red",
+        "AP/blue",
+        "lr-AdamW",
+    ]
+    columns += [f"{name}/{level}" for name in ("distill", "luminance", "contrast", "structure") for level in levels]
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert set(columns) <= set(events.Tags()["scalars"])
+    for column in columns:
+        assert logged(run, column), column
+    total = sum(logged(run, f"distill/{level}")[0] for level in levels)
+    assert logged(run, "loss_distill")[0] == pytest.approx(2.5 * total, rel=1e-4)
+    assert all(-1 <= v <= 1.0001 for level in levels for v in logged(run, f"structure/{level}"))
+
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert (saved["model"]["weight"], saved["model"]["log_components_every"], saved["data"]["flip"]) == (2.5, 1, 0.5)
+    before = (run / "config.yaml").read_bytes()
+    capsys.readouterr()
+    best = str(run / "checkpoints/best.ckpt")
+    for command in ("validate", "test"):
+        options = ["--model.class_metrics=true", "--model.teacher.weights=gone.pth"]
+        main([command, "--config", path, "--ckpt_path", best, *options])
+        assert (run / f"config_{command}.yaml").is_file()
+        printed = capsys.readouterr().out
+        assert "AP50" in printed and "AP/red" in printed
+    assert (run / "config.yaml").read_bytes() == before
+    # What was saved is a configuration again, and gives the same run.
+    first = torch.load(run / "student_last.pth", weights_only=True)
+    again = weights_after(
+        str(run / "config.yaml"), tmp_path / "again", f"--trainer.default_root_dir={tmp_path / 'again'}"
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.loss=huber"], r"kd: loss: got 'huber'"),
+        (["--model.adapters=never"], r"kd: adapters: 'never', but channels"),
+        (["--model.student.name=yolo"], r"kd: detector: got 'yolo'"),
+        (["--model.loss_options={'window_size': 4}"], r"kd: .*window_size"),
+        (["--model.teacher.weights=gone.pth"], r"kd: weights: no file 'gone.pth'"),
+        (["--data.batch_size=0"], r"kd: batch_size"),
+        (["--teacher_check.min_ap=200"], r"kd: teacher_check: got"),
+    ],
+)
+def test_wrong_options_end_with_a_sentence(coco_root, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["fit", "--config", write_config("retinanet", coco_root, tmp_path / "run"), *arguments])
+
+
+def test_a_corrupt_image_in_a_loading_process_ends_with_its_name(coco_root, tmp_path):
+    image = coco_root / "train2017" / "000000000013.png"
+    image.write_bytes(image.read_bytes()[:-40])
+    path = write_config("retinanet", coco_root, tmp_path / "run", data__workers=1)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", path])
+    message = str(stopped.value)
+    assert message.startswith(f"kd: {image}: can not be read as an image (") and "\n" not in message
+
+
+def test_a_nan_leaves_no_checkpoint_of_itself(coco_root, tmp_path, monkeypatch):
+    step = DetectionTraining.training_step
+    error = NonFiniteLossError
+
+    def failing(self, batch, batch_idx):
+        if batch_idx == 1:
+            raise error("on purpose")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DetectionTraining, "training_step", failing)
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, save_every=10, trainer__max_epochs=1)
+    with pytest.raises(SystemExit, match="kd: on purpose"):
+        main(["fit", "--config", path])
+    assert not list(run.glob("**/*.ckpt"))
+    error = RuntimeError
+    with pytest.raises(RuntimeError, match="on purpose"):
+        main(["fit", "--config", path])
+    assert (run / "checkpoints/last.ckpt").is_file()
+
+
+def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(teacher_check, "rank_zero_info", said.append)
+    options = {k: v for k, v in BACKBONE.items() if k != "width_mult"}
+    source = build("retinanet", backbone="resnet18", num_classes=8, relu_before_p7=False, **options)
+    state = {k: v for k, v in mmdet_names(source, 3).items() if "of_another" not in k}
+    for name, value in source.head.state_dict().items():
+        part, branch, leaf = name.split(".")[0], name.split(".")[1], name.split(".")[-1]
+        short = "cls" if part.startswith("classification") else "reg"
+        new = f"bbox_head.{short}_convs.{name.split('.')[2]}.conv" if branch == "conv" else f"bbox_head.retina_{short}"
+        # seven classes: without the background's row
+        rows = value.unflatten(0, (9, 8))[:, 1:].flatten(0, 1) if branch == "cls_logits" else value
+        state[f"{new}.{leaf}"] = rows
+    torch.save(state, tmp_path / "mmdet.pth")
+    teacher = {"name": "retinanet", "backbone": "resnet18", "num_classes": 8, "weights": str(tmp_path / "mmdet.pth"),
+               "weights_format": "mmdet", "options": options}  # fmt: skip
+    for convert in (True, False):
+        said.clear()
+        run = tmp_path / f"run_{convert}"
+        path = write_config(
+            "retinanet", coco_root, run, model__teacher={**teacher, "convert_heads": convert},
+            teacher_check={"images": 2, "min_ap": 0}, **{**PLAIN, "trainer__max_epochs": 1},
+        )  # fmt: skip
+        main(["fit", "--config", path, "--trainer.limit_train_batches=1"])
+        assert ("AP50" if convert else "AP not measured") in said[0] and len(said) == 1
+        assert len(logged(run, "teacher/AP")) == int(convert)
+
+
+def test_a_run_without_loggers(coco_root, tmp_path):
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__logger=False, **PLAIN)
+    weights_after(path, run, "--trainer.limit_train_batches=1")
+    assert (run / "config.yaml").is_file() and not list(run.glob("**/metrics.csv"))
