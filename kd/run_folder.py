@@ -13,7 +13,7 @@ import yaml
 
 from kd.coco import CocoDetection
 from kd.distiller import Distiller, distill
-from kd.models import DetectorConfig, build
+from kd.models import build
 
 #: Logged quantity -> (steps, values).
 Curves = dict[str, tuple[list[int], list[float]]]
@@ -85,11 +85,6 @@ class RunFolder:
             )
         made.load_state_dict({k: v for k, v in state.items() if made.adapters or not k.startswith("adapters.")})
         return made.eval()
-
-    def teacher_detects(self, teacher: Mapping[str, Any] | None = None) -> bool:
-        """Whether the teacher (arguments as of :meth:`distiller`) has trained heads."""
-        section = teacher or self.model["teacher"]
-        return section is not None and DetectorConfig(**section).heads_are_trained
 
     def checkpoint(self) -> Path:
         """The newest checkpoint that training can go on from.

@@ -208,15 +208,17 @@ class Students:
         """The teacher's figures on the validation images, measured once; None where it has no heads to measure."""
         section = self.config["model"]["teacher"]
         config = DetectorConfig(**section)
-        if not config.heads_are_trained:
+        if config.weights is None:
             return None
         folder = self.out / "teacher"
         file, settings = folder / "result.json", {"teacher": section, **self._files}
         if file.is_file() and json.loads((folder / "settings.json").read_text()) == settings:
             return Result(**{**json.loads(file.read_text()), "folder": str(folder)})
-        self.console.print("measuring the teacher ...")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, evaluator = build(config).to(device).eval(), CocoEvaluator()
+        if not getattr(model, "heads_are_trained", True):
+            return None
+        self.console.print("measuring the teacher ...")
         with torch.no_grad():
             for images, targets in self._data.val_dataloader():
                 evaluator.process(model([image.to(device) for image in images]), targets)
