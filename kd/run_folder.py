@@ -143,3 +143,10 @@ def _without_initial_weights(detector: Mapping[str, Any], *fields: str) -> dict[
     if any(given):
         made["options"].setdefault("norm", "frozen_bn")
     return made
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by their dotted names, as the command line writes them."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}

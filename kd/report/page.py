@@ -6,7 +6,6 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -19,7 +18,7 @@ from kd.inspection import boxes, figures
 from kd.inspection.command import spread
 from kd.inspection.maps import inspect_image
 from kd.report import curves
-from kd.run_folder import RunFolder
+from kd.run_folder import RunFolder, flat
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -193,14 +192,14 @@ def _settings(results: Sequence[Result], facts: Mapping[str, object]) -> list[st
     """Facts, what differs between the runs, and every run's whole configuration."""
     parts = [_pairs({name: str(value) for name, value in facts.items()})] if facts else []
     configured = [(r, RunFolder(r.folder)) for r in results if (Path(r.folder) / "config.yaml").is_file()]
-    flat = [_flat(run.config) for _, run in configured]
-    keys = [key for key in dict.fromkeys(k for f in flat for k in f) if not key.startswith(NOT_COMPARED)]
-    differing = [key for key in keys if len({str(f.get(key, "-")) for f in flat}) > 1]
+    options = [flat(run.config) for _, run in configured]
+    keys = [key for key in dict.fromkeys(k for f in options for k in f) if not key.startswith(NOT_COMPARED)]
+    differing = [key for key in keys if len({str(f.get(key, "-")) for f in options}) > 1]
     if len(configured) > 1 and differing:
         parts.append("<h3>What differs between the runs</h3>")
         head = "<tr><th>run</th>" + "".join(f"<th>{html.escape(key)}</th>" for key in differing) + "</tr>"
         lines = []
-        for (result, _), values in zip(configured, flat, strict=True):
+        for (result, _), values in zip(configured, options, strict=True):
             cells = [f"{result.title}, seed {result.seed}", *(str(values.get(key, "-")) for key in differing)]
             lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
         parts.append(f'<div class="wide"><table class="settings">{head}{"".join(lines)}</table></div>')
@@ -219,12 +218,6 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 def _left_out(what: str, error: Exception) -> str:
     return f'<p class="note">Left out: {html.escape(what)} ({html.escape(str(error))}).</p>'
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def _image(figure: Figure, description: str) -> str:
