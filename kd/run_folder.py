@@ -13,7 +13,7 @@ import yaml
 
 from kd.coco import CocoDetection
 from kd.distiller import Distiller, distill
-from kd.models import DetectorConfig, build
+from kd.models import build
 
 #: Logged quantity -> (steps, values).
 Curves = dict[str, tuple[list[int], list[float]]]
@@ -86,11 +86,6 @@ class RunFolder:
         made.load_state_dict({k: v for k, v in state.items() if made.adapters or not k.startswith("adapters.")})
         return made.eval()
 
-    def teacher_detects(self, teacher: Mapping[str, Any] | None = None) -> bool:
-        """Whether the teacher (arguments as of :meth:`distiller`) has trained heads."""
-        section = teacher or self.model["teacher"]
-        return section is not None and DetectorConfig(**section).heads_are_trained
-
     def checkpoint(self) -> Path:
         """The newest checkpoint that training can go on from.
 
@@ -148,3 +143,10 @@ def _without_initial_weights(detector: Mapping[str, Any], *fields: str) -> dict[
     if any(given):
         made["options"].setdefault("norm", "frozen_bn")
     return made
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by their dotted names, as the command line writes them."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}

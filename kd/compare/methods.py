@@ -36,7 +36,11 @@ class Method:
     def model_section(self) -> dict[str, Any]:
         """What this method sets in the ``model`` section of a configuration."""
         if self.loss == "none":
-            return {"loss": "none", "teacher": None}
+            # Nothing of the distillation is left, so that changing it does not concern the student alone.
+            return {
+                "loss": "none", "teacher": None, "weight": 0.0, "loss_options": None, "adapters": "auto",
+                "level_map": None,
+            }  # fmt: skip
         return {
             "loss": self.loss,
             "weight": self.weight,

@@ -27,6 +27,7 @@ from kd.distiller import distill
 from kd.evaluation import CocoEvaluator
 from kd.models import DetectorConfig, build
 from kd.optimization import OptimizerConfig
+from kd.run_folder import flat
 
 #: Raised when a change of the code changes what a stored result means.
 FORMAT = 1
@@ -208,15 +209,17 @@ class Students:
         """The teacher's figures on the validation images, measured once; None where it has no heads to measure."""
         section = self.config["model"]["teacher"]
         config = DetectorConfig(**section)
-        if not config.heads_are_trained:
+        if config.weights is None:
             return None
         folder = self.out / "teacher"
         file, settings = folder / "result.json", {"teacher": section, **self._files}
         if file.is_file() and json.loads((folder / "settings.json").read_text()) == settings:
             return Result(**{**json.loads(file.read_text()), "folder": str(folder)})
-        self.console.print("measuring the teacher ...")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, evaluator = build(config).to(device).eval(), CocoEvaluator()
+        if not getattr(model, "heads_are_trained", True):
+            return None
+        self.console.print("measuring the teacher ...")
         with torch.no_grad():
             for images, targets in self._data.val_dataloader():
                 evaluator.process(model([image.to(device) for image in images]), targets)
@@ -305,7 +308,7 @@ class Students:
         file = self.folder(student) / "settings.json"
         if not file.is_file():
             return
-        before, now = _flat(json.loads(file.read_text())), _flat(self._settings(student))
+        before, now = flat(json.loads(file.read_text())), flat(self._settings(student))
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             listed = ", ".join(f"{k} (was {before.get(k)}, is {now.get(k)})" for k in changed[:3])
@@ -314,12 +317,6 @@ class Students:
                 + (" ..." if len(changed) > 3 else "")
                 + ". Name another folder with --out, or delete this one."
             )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def _sha256(path: Path) -> str:

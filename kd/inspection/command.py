@@ -65,7 +65,7 @@ def inspect_run(run: RunFolder, teacher: Mapping[str, Any] | None, images: Seque
         out: folder to write to.
     """
     distiller = run.distiller(teacher)
-    detects = run.teacher_detects(teacher)
+    detects = getattr(distiller.teacher, "heads_are_trained", True)
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for name, image, target, names in _pictures(run, images):

@@ -6,19 +6,19 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from matplotlib.figure import Figure
 
+from kd.coco import CocoDetection
 from kd.compare.record import Result
 from kd.compare.table import COLUMNS, Row, shown_columns
 from kd.inspection import boxes, figures
 from kd.inspection.command import spread
 from kd.inspection.maps import inspect_image
 from kd.report import curves
-from kd.run_folder import RunFolder
+from kd.run_folder import RunFolder, flat
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -145,7 +145,7 @@ def _detections(results: Sequence[Result], runs: Mapping[int, RunFolder]) -> lis
     except ValueError as error:
         return [_left_out("detections", error)]
     found = [torch.load(Path(r.folder) / "detections.pt", weights_only=True)["detections"] for r in stored]
-    positions = spread(len(data), IMAGES_SHOWN)
+    positions = _spread_with_objects(data, IMAGES_SHOWN)
     columns = len(stored) + 1
     figure = Figure(figsize=(2.3 * columns, 2.0 * len(positions) + 0.3), layout="constrained", facecolor="white")
     grid = figure.subplots(len(positions), columns, squeeze=False)
@@ -158,8 +158,8 @@ def _detections(results: Sequence[Result], runs: Mapping[int, RunFolder]) -> lis
         axes.set_title(name, fontsize=9)
     return [
         "<h3>Detections</h3>",
-        f'<p class="note">On validation images chosen by position; with a score of at least {boxes.SHOWN_SCORE}, of '
-        "overlapping boxes the best. Crowds are dashed.</p>",
+        '<p class="note">On validation images with objects, chosen by position; with a score of at least '
+        f"{boxes.SHOWN_SCORE}, of overlapping boxes the best. Crowds are dashed.</p>",
         _image(figure, "detections"),
     ]
 
@@ -171,7 +171,7 @@ def _inspected(result: Result, run: RunFolder) -> list[str]:
     except (ValueError, FileNotFoundError) as error:
         return [_left_out(f"features of {_words(result)[1]}", error)]
     parts = [f"<h3>{html.escape(_words(result)[1])}: features beside the teacher's</h3>"]
-    for position in spread(len(data), IMAGES_INSPECTED + 2)[1:-1]:
+    for position in _spread_with_objects(data, IMAGES_INSPECTED + 2)[1:-1]:
         inspection = inspect_image(distiller, data[position][0], teacher_detects=False)
         for kind, words in (
             ("features", "Features as the loss sees them"),
@@ -182,18 +182,24 @@ def _inspected(result: Result, run: RunFolder) -> list[str]:
     return parts
 
 
+def _spread_with_objects(data: CocoDetection, wanted: int) -> list[int]:
+    """Positions spread over the images that have ground truth, or over all where none has."""
+    usable = [k for k, record in enumerate(data.records) if len(record.annotations)] or list(range(len(data)))
+    return [usable[k] for k in spread(len(usable), wanted)]
+
+
 def _settings(results: Sequence[Result], facts: Mapping[str, object]) -> list[str]:
     """Facts, what differs between the runs, and every run's whole configuration."""
     parts = [_pairs({name: str(value) for name, value in facts.items()})] if facts else []
     configured = [(r, RunFolder(r.folder)) for r in results if (Path(r.folder) / "config.yaml").is_file()]
-    flat = [_flat(run.config) for _, run in configured]
-    keys = [key for key in dict.fromkeys(k for f in flat for k in f) if not key.startswith(NOT_COMPARED)]
-    differing = [key for key in keys if len({str(f.get(key, "-")) for f in flat}) > 1]
+    options = [flat(run.config) for _, run in configured]
+    keys = [key for key in dict.fromkeys(k for f in options for k in f) if not key.startswith(NOT_COMPARED)]
+    differing = [key for key in keys if len({str(f.get(key, "-")) for f in options}) > 1]
     if len(configured) > 1 and differing:
         parts.append("<h3>What differs between the runs</h3>")
         head = "<tr><th>run</th>" + "".join(f"<th>{html.escape(key)}</th>" for key in differing) + "</tr>"
         lines = []
-        for (result, _), values in zip(configured, flat, strict=True):
+        for (result, _), values in zip(configured, options, strict=True):
             cells = [f"{result.title}, seed {result.seed}", *(str(values.get(key, "-")) for key in differing)]
             lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
         parts.append(f'<div class="wide"><table class="settings">{head}{"".join(lines)}</table></div>')
@@ -212,12 +218,6 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 def _left_out(what: str, error: Exception) -> str:
     return f'<p class="note">Left out: {html.escape(what)} ({html.escape(str(error))}).</p>'
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def _image(figure: Figure, description: str) -> str:
