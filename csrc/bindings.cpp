@@ -3,9 +3,43 @@
 #include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
 
+#include <sstream>
+
 #include "cpu/ssim_cpu.h"
+#include "cuda/plan.h"
+
+#if !defined(SSIM_CUDA_ARCHS)
+#define SSIM_CUDA_ARCHS ""
+#endif
 
 namespace py = pybind11;
+
+namespace {
+
+// What nvcc built for, such as "sm_90" (code) and "compute_90" (PTX); empty without CUDA kernels.
+std::vector<std::string> cuda_archs() {
+  std::vector<std::string> archs;
+  std::istringstream list(SSIM_CUDA_ARCHS);
+  for (std::string arch; std::getline(list, arch, ',');) archs.push_back(arch);
+  return archs;
+}
+
+py::dict plan_cuda(const std::vector<std::tuple<int64_t, int64_t, int64_t>>& levels, int64_t rows, int64_t values,
+                   int64_t element_bytes, int64_t gap, int64_t multiprocessors, int64_t shared_per_block) {
+  std::vector<ssim::LevelShape> shapes;
+  for (const auto& [planes, h, w] : levels) shapes.push_back({planes, h, w});
+  const ssim::KernelShape kernel{rows, values, element_bytes, gap, ssim::kMaxThreads};
+  const ssim::CudaPlan plan = ssim::plan_cuda(shapes, kernel, {multiprocessors, shared_per_block, shared_per_block});
+  py::list parts;
+  for (const ssim::CudaLevelPlan& level : plan.levels)
+    parts.append(py::dict(py::arg("maps") = level.maps, py::arg("slot") = level.slot, py::arg("strips") = level.strips,
+                          py::arg("strip_columns") = level.strip_columns, py::arg("bands") = level.bands,
+                          py::arg("band_rows") = level.band_rows, py::arg("blocks") = level.blocks));
+  return py::dict(py::arg("threads") = plan.threads, py::arg("shared_bytes") = plan.shared_bytes,
+                  py::arg("levels") = parts);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the compiled part of fused_ssim.";
@@ -14,7 +48,7 @@ PYBIND11_MODULE(_C, m) {
     info["compiler"] = __VERSION__;
     info["torch_headers"] = TORCH_VERSION;
     info["cpu_instruction_sets"] = ssim::cpu_instruction_sets();
-    info["cuda_archs"] = py::list();
+    info["cuda_archs"] = cuda_archs();
     return info;
   });
   m.def(
@@ -27,4 +61,9 @@ PYBIND11_MODULE(_C, m) {
         return py::dict(py::arg("strips") = plan.strips, py::arg("bands") = plan.bands);
       },
       py::arg("planes"), py::arg("h"), py::arg("w"), "How the CPU kernel cuts each of `planes` maps of (h, w).");
+  m.def("plan_cuda", &plan_cuda, py::arg("levels"), py::arg("rows") = 8, py::arg("values") = 4,
+        py::arg("element_bytes") = 4, py::arg("gap") = 5, py::arg("multiprocessors") = 132,
+        py::arg("shared_per_block") = 232448,
+        "How the CUDA kernel cuts levels, each (planes, h, w), into blocks; the defaults are those of an H100 and of the "
+        "kernel that serves training.");
 }

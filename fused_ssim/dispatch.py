@@ -1,5 +1,7 @@
 """Which backends exist here, why others do not, and which one a tensor takes."""
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,27 @@ def unavailable(backend: str, device_type: str, window_size: int = KERNEL_TAPS) 
         if device_type != "cpu":
             return f"it serves tensors on 'cpu', got {device_type!r}"
         return native.error
+    if backend == "cuda":
+        return _cuda_unavailable(device_type)
     return f"this version of fused_ssim has no {backend} kernels yet"
+
+
+def _cuda_unavailable(device_type: str) -> str | None:
+    if device_type != "cuda":
+        return f"it serves tensors on 'cuda', got {device_type!r}"
+    if native.error is not None:
+        return native.error
+    archs = native.build_info()["cuda_archs"]
+    assert isinstance(archs, list)
+    if not archs:
+        return "it was built without CUDA kernels; install again where nvcc is in CUDA_HOME or PATH"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    major, minor = torch.cuda.get_device_capability()
+    least = min(int(re.sub(r"\D", "", arch)) for arch in archs)
+    if 10 * major + minor < least:
+        return f"the device has compute capability {major}.{minor}, its kernels were built for {', '.join(archs)}"
+    return None
 
 
 def choose(backend: str | None, x: Tensor, options: SSIMOptions) -> str:

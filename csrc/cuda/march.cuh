@@ -9,303 +9,78 @@
 #pragma once
 
 #include "filter.cuh"
-#include "piece.cuh"
-#include "reduce.cuh"
+#include "loads.cuh"
 
 namespace ssim {
-
-// One instantiation of the kernel. Where `lean`, E is the type of the pixels, and there is no weight, no map, no other
-// padding than "same" and no other form than kPlain; else all of that is decided while it runs.
-template <class T_, class E_, bool separate_, int sides_, int rows_, bool lean_, int max_threads_, int min_blocks_>
-struct MarchTraits {
-  using T = T_;
-  using E = E_;
-  static constexpr bool separate = separate_, lean = lean_;
-  static constexpr int sides = sides_;  // 0 no gradient, 1 of x, 2 of x and y
-  static constexpr int rows = rows_;
-  static constexpr int max_threads = max_threads_, min_blocks = min_blocks_;
-  static constexpr int moments = separate ? 5 : 4;
-  static constexpr int partials = sides == 0 ? 1 : sides == 1 ? 3 : moments;
-  static constexpr int values = moments;
-};
-
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T u, v;
-};
-
-template <class T>
-struct alignas(16) TwoPairs {
-  Pair<T> pair[2];
-};
-
-template <class T, int count>
-struct alignas(count == 4 ? 16 : sizeof(T)) Cell {
-  T v[count];
-};
-
-// x' = (x - low) * scale before anything else, for x and for y.
-template <class T>
-struct Rescale {
-  T low[2], scale[2];
-};
-
-// Tables at the end of a block's shared memory; KernelShape::shared_bytes reserves 1024 T for them.
-template <class T>
-struct Tables {
-  Rescale<T> rescale[kMaxThreads / kSegment];
-  BorderTaps<T> vertical, horizontal;
-};
 
 template <class K>
 class March {
   using T = typename K::T;
   using E = typename K::E;
   static constexpr int R = K::rows;
-  static constexpr int kRing = 2 * R + 10;
-  static constexpr int kCellRows = R + 1;  // one more than used: 8 neighbouring threads then hit different banks
-  static constexpr int kReach = K::sides ? kRadius : 0;
-  using Values = Cell<T, K::values>;
-  static_assert(sizeof(Tables<T>) <= 1024 * sizeof(T), "KernelShape::shared_bytes reserves too little");
+  using Values = typename Block<K>::Values;
 
  public:
-  SSIM_DEVICE March(const LaunchArgs<T>& launch, unsigned char* memory)
-      : launch_(launch), piece_(launch, kReach), level_(launch.levels[piece_.level]) {
-    const int threads = static_cast<int>(blockDim.x);
-    ring_pitch_ = threads + 2 * kMargin + 2;
-    ring_ = reinterpret_cast<Pair<T>*>(memory);
-    cells_ = reinterpret_cast<Values*>(memory + kRing * ring_pitch_ * sizeof(Pair<T>));
-    tables_ = reinterpret_cast<Tables<T>*>(memory + kRing * ring_pitch_ * sizeof(Pair<T>) +
-                                           (threads + 2 * kMargin) * kCellRows * sizeof(Values));
-    thread_ = static_cast<int>(threadIdx.x);
-    task_row_ = thread_ % R;
-    task_local_ = thread_ / R * R;
-    mirror_ = !K::lean && launch.padding == Padding::kReflect;
-    vectors_ = K::lean && level_.vectors;
-    halo_ = level_.strips > 1 || mirror_;
+  SSIM_DEVICE explicit March(const Block<K>& block)
+      : b_(block),
+        loads_(block),
+        task_(column_at(b_.piece, b_.level, task_local())),
+        column_(column_at(b_.piece, b_.level, b_.thread)) {
+    const Piece& p = b_.piece;
+    if (task_.map < p.maps) {
+      if (task_.column < p.partial_col1 && task_.column + R > p.partial_col0) roles_ |= kFiltersRow;
+      if (task_.column >= p.col0 && task_.column < p.col1) roles_ |= kOwnsRow;
+    }
+    if (column_.map < p.maps) {
+      if (column_.column >= p.partial_col0 && column_.column < p.partial_col1) roles_ |= kHasPartials;
+      if (column_.column >= p.col0 && column_.column < p.col1) roles_ |= kOwnsColumn;
+    }
+    if constexpr (K::lean) {
+      if (loads_.vectors && is(kOwnsRow))
+        to_ = static_cast<E*>(b_.args.grad_x.data) +
+              b_.offset_of(b_.args.grad_x, task_.map, p.first_row + task_row() - 2 * kRadius, task_.column);
+    }
   }
 
   SSIM_DEVICE void run() {
-    prepare();
-    const int chunks = (piece_.end_row - piece_.first_row + R - 1) / R;
-    Pixels pixels;
-    fetch(0, pixels);
-    keep(0, pixels);
-    __syncthreads();
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      horizontal_moments(chunk);
-      if (K::sides && !vectors_ && chunk > 0) write_gradients(chunk - 1);
+    const int chunks = (b_.piece.end_row - b_.piece.first_row + R - 1) / R;
+#pragma unroll 1
+    for (int chunk = -1; chunk < chunks; ++chunk) {
+      if (chunk >= 0) {
+        if (is(kFiltersRow)) horizontal_moments(chunk);
+        if (K::sides && !loads_.vectors && is(kOwnsColumn)) write_gradients(chunk - 1);
+        __syncthreads();
+      }
+      typename Loads<K>::Pixels pixels{};
+      loads_.fetch(chunk + 1, pixels);
+      if (chunk >= 0) vertical(chunk);
+      loads_.keep(chunk + 1, pixels);
       __syncthreads();
-      fetch(chunk + 1, pixels);
-      vertical(chunk);
-      keep(chunk + 1, pixels);
-      __syncthreads();
-      if (K::sides) {
-        gradients(chunk);
+      if (K::sides && chunk >= 0) {
+        if (is(kOwnsRow)) gradients(chunk);
         __syncthreads();
       }
     }
-    if (K::sides && !vectors_) write_gradients(chunks - 1);
-    if (launch_.arrived || level_.range_sums) finish();
+    if (K::sides && !loads_.vectors && is(kOwnsColumn)) write_gradients(chunks - 1);
+    if (b_.launch.arrived || b_.args.range_sums) finish();
   }
 
  private:
-  SSIM_DEVICE int first_row(int chunk) const { return piece_.first_row + chunk * R; }
+  enum Role : unsigned { kFiltersRow = 1, kOwnsRow = 2, kHasPartials = 4, kOwnsColumn = 8 };
+  SSIM_DEVICE bool is(Role role) const { return (roles_ & role) != 0; }
 
-  SSIM_DEVICE Pair<T>* ring_row(int row) const {  // u, v of the block's column 0
-    return ring_ + static_cast<unsigned>(row - piece_.first_row) % kRing * ring_pitch_ + kMargin;
-  }
-
-  SSIM_DEVICE Values* cells_of(int local) const { return cells_ + (local + kMargin) * kCellRows; }
-
-  // Margins and gaps between maps stay zero from here on: nobody writes there.
-  SSIM_DEVICE void prepare() {
-    const int threads = static_cast<int>(blockDim.x);
-    for (int i = thread_; i < kRing * ring_pitch_; i += threads) ring_[i] = {T(0), T(0)};
-    for (int i = thread_; i < (threads + 2 * kMargin) * kCellRows; i += threads) {
-#pragma unroll
-      for (int n = 0; n < K::values; ++n) cells_[i].v[n] = T(0);
-    }
-    for (uint32_t map = threadIdx.x; map < piece_.maps; map += blockDim.x) tables_->rescale[map] = rescale_of(map);
-    if (mirror_) {
-      tables_->vertical.fill(launch_.taps, level_.h, false);
-      tables_->horizontal.fill(launch_.taps, level_.w, true);
-    }
-    __syncthreads();
-  }
-
-  SSIM_DEVICE Rescale<T> rescale_of(uint32_t map) const {
-    Rescale<T> r;
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      r.low[side] = T(0), r.scale[side] = launch_.inverse_range;
-      if (!level_.ranges) continue;
-      const RangePair<T>& range = level_.ranges[(piece_.first_plane + map) / level_.planes_per_range];
-      const T extent = range.high[side] - range.low[side];
-      r.low[side] = range.low[side];
-      r.scale[side] = extent < Limits<T>::smallest_normal ? T(0) : launch_.inverse_range / extent;
-    }
-    return r;
-  }
-
-  // ---- from x and y to the ring ----
-
-  // R pixels of x and of y on their way to the ring: of one row where four at a time can be read, else of one column.
-  struct Pixels {
-    T x[R], y[R];
-  };
-
-  SSIM_DEVICE static T load(const View& view, int64_t offset) {
-    if constexpr (K::lean)
-      return static_cast<T>(static_cast<const E*>(view.data)[offset]);
-    else
-      return load_any<T>(view, offset);
-  }
-
-  SSIM_DEVICE int64_t offset_of(const View& view, uint32_t map, int row, int column) const {
-    return plane_offset(view, level_, piece_.first_plane + map) + static_cast<int64_t>(row) * view.stride_h +
-           static_cast<int64_t>(column) * view.stride_w;
-  }
-
-  // Where a column of the ring comes from. False where it stays zero.
-  SSIM_DEVICE bool source(int local, Column& from) const {
-    from = column_at(piece_, level_, local);
-    if (mirror_) {
-      if (level_.maps > 1 && from.column >= level_.slot - kRadius) ++from.map, from.column -= level_.slot;
-      if (from.column < -kRadius || from.column >= level_.w + kRadius) return false;
-      from.column = mirrored(from.column, level_.w);
-    }
-    return from.map < piece_.maps && from.column >= 0 && from.column < level_.w;
-  }
-
-  SSIM_DEVICE void fetch(int chunk, Pixels& pixels) const {
-    if (vectors_)
-      fetch_row(task_local_, first_row(chunk) + task_row_, pixels);
-    else
-      fetch_column(thread_, first_row(chunk), pixels);
-  }
-
-  SSIM_DEVICE void keep(int chunk, const Pixels& pixels) {
-    if (vectors_)
-      keep_row(task_local_, first_row(chunk) + task_row_, pixels);
-    else
-      keep_column(thread_, first_row(chunk), pixels);
-    if (!halo_) return;
-    Pixels more;
-    if (vectors_) {
-      if (thread_ >= 2 * kMargin) return;
-      const int beyond = task_local_ < kMargin ? task_local_ - kMargin
-                                               : static_cast<int>(blockDim.x) + task_local_ - kMargin;
-      fetch_row(beyond, first_row(chunk) + task_row_, more);
-      keep_row(beyond, first_row(chunk) + task_row_, more);
-    } else {
-      for (int i = thread_; i < 2 * kMargin; i += static_cast<int>(blockDim.x)) {
-        const int beyond = i < kMargin ? i - kMargin : static_cast<int>(blockDim.x) + i - kMargin;
-        fetch_column(beyond, first_row(chunk), more);
-        keep_column(beyond, first_row(chunk), more);
-      }
-    }
-  }
-
-  SSIM_DEVICE void fetch_row(int local, int row, Pixels& pixels) const {
-    if constexpr (K::lean) {
-      const Column at = column_at(piece_, level_, local);
-      if (row >= piece_.load_end || at.map >= piece_.maps) return;
-      const E* x = static_cast<const E*>(level_.x.data) + offset_of(level_.x, at.map, row, at.column);
-      const E* y = static_cast<const E*>(level_.y.data) + offset_of(level_.y, at.map, row, at.column);
-#pragma unroll
-      for (int j = 0; j < R; j += 4) {
-        if (at.column + j < 0 || at.column + j >= level_.w) continue;
-        const Four<E> four_x = *reinterpret_cast<const Four<E>*>(x + j);
-        const Four<E> four_y = *reinterpret_cast<const Four<E>*>(y + j);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          pixels.x[j + i] = static_cast<T>(four_x.v[i]);
-          pixels.y[j + i] = static_cast<T>(four_y.v[i]);
-        }
-      }
-    }
-  }
-
-  SSIM_DEVICE void keep_row(int local, int row, const Pixels& pixels) {
-    const Column at = column_at(piece_, level_, local);
-    if (row >= piece_.load_end || at.map >= piece_.maps) return;
-    const bool sum_l1 = level_.value_l1 != 0 && row >= piece_.row0 && row < piece_.row1 && at.column >= piece_.col0;
-    Pair<T>* to = ring_row(row) + local;
-#pragma unroll
-    for (int j = 0; j < R; j += 4) {
-      if (at.column + j < 0 || at.column + j >= level_.w) continue;
-#pragma unroll
-      for (int i = j; i < j + 4; i += 2) {
-        TwoPairs<T> two;
-        two.pair[0] = rescaled(pixels.x[i], pixels.y[i], at.map);
-        two.pair[1] = rescaled(pixels.x[i + 1], pixels.y[i + 1], at.map);
-        *reinterpret_cast<TwoPairs<T>*>(to + i) = two;
-        if (sum_l1 && at.column + j < piece_.col1) l1_sum_ += magnitude(two.pair[0].v) + magnitude(two.pair[1].v);
-      }
-    }
-  }
-
-  SSIM_DEVICE void fetch_column(int local, int first, Pixels& pixels) const {
-    Column from;
-    if (!source(local, from)) return;
-    const int64_t x = offset_of(level_.x, from.map, 0, from.column);
-    const int64_t y = offset_of(level_.y, from.map, 0, from.column);
-#pragma unroll
-    for (int j = 0; j < R; ++j) {
-      int row = first + j;
-      if (row >= piece_.load_end) break;
-      if (mirror_) row = mirrored(row, level_.h);
-      pixels.x[j] = load(level_.x, x + row * level_.x.stride_h);
-      pixels.y[j] = load(level_.y, y + row * level_.y.stride_h);
-    }
-  }
-
-  SSIM_DEVICE void keep_column(int local, int first, const Pixels& pixels) {
-    Column from;
-    if (!source(local, from)) return;
-    const Column at = column_at(piece_, level_, local);
-    const bool own = level_.value_l1 != 0 && at.map < piece_.maps && at.column >= piece_.col0 &&
-                     at.column < piece_.col1 && local >= 0 && local < static_cast<int>(blockDim.x);
-#pragma unroll
-    for (int j = 0; j < R; ++j) {
-      const int row = first + j;
-      if (row >= piece_.load_end) break;
-      const Pair<T> pair = rescaled(pixels.x[j], pixels.y[j], from.map);
-      ring_row(row)[local] = pair;
-      if (own && row >= piece_.row0 && row < piece_.row1)
-        l1_sum_ += magnitude(pair.v) * seed_at(at.map, row, at.column);
-    }
-  }
-
-  SSIM_DEVICE static T magnitude(T value) { return value < T(0) ? -value : value; }
-
-  SSIM_DEVICE T seed_at(uint32_t map, int row, int column) const {
-    if (K::lean || !level_.seed.data) return T(1);
-    return load_any<T>(level_.seed, offset_of(level_.seed, map, row, column));
-  }
-
-  SSIM_DEVICE Pair<T> rescaled(T x, T y, uint32_t map) const {
-    if (level_.ranges) {
-      const Rescale<T> r = tables_->rescale[map];
-      const T a = (x - r.low[0]) * r.scale[0], b = (y - r.low[1]) * r.scale[1];
-      return {a + b, a - b};
-    }
-    const T a = x * launch_.inverse_range;
-    return {a + y * launch_.inverse_range, a - y * launch_.inverse_range};
-  }
+  // This thread's pixels in the horizontal filters: R from this column of the block on, of this row of the chunk.
+  SSIM_DEVICE int task_local() const { return b_.thread / R * R; }
+  SSIM_DEVICE int task_row() const { return b_.thread % R; }
 
   // ---- moments ----
 
   // Filters R pixels of one row of u, v and their products.
   SSIM_DEVICE void horizontal_moments(int chunk) const {
-    const int row = first_row(chunk) + task_row_;
-    const Column at = column_at(piece_, level_, task_local_);
-    if (row >= piece_.load_end || at.map >= piece_.maps || at.column >= piece_.partial_col1 ||
-        at.column + R <= piece_.partial_col0)
-      return;
+    const int row = b_.first_row(chunk) + task_row();
+    if (row >= b_.piece.load_end) return;
     // One pair more on each side than the window needs, for accesses of two.
-    const TwoPairs<T>* from = reinterpret_cast<const TwoPairs<T>*>(ring_row(row) + task_local_ - kRadius - 1);
+    const TwoPairs<T>* from = reinterpret_cast<const TwoPairs<T>*>(b_.ring_row(row) + task_local() - kRadius - 1);
     T sums[R][K::moments];
 #pragma unroll
     for (int j = 0; j < R + kTaps + 1; j += 2) {
@@ -325,7 +100,7 @@ class March {
       Values cell;
 #pragma unroll
       for (int n = 0; n < K::moments; ++n) cell.v[n] = sums[o][n];
-      cells_of(task_local_ + o)[task_row_] = cell;
+      b_.cells_of(task_local() + o)[task_row()] = cell;
     }
   }
 
@@ -337,16 +112,15 @@ class March {
       if (j < o || j >= o + kTaps) continue;
 #pragma unroll
       for (int n = 0; n < count; ++n)
-        sums[o][n] = j == o ? launch_.taps[0] * pixel[n] : sums[o][n] + launch_.taps[j - o] * pixel[n];
+        sums[o][n] = j == o ? b_.launch.taps[0] * pixel[n] : sums[o][n] + b_.launch.taps[j - o] * pixel[n];
     }
   }
 
   // ---- SSIM and its partials ----
 
   SSIM_DEVICE void vertical(int chunk) {
-    const Column at = column_at(piece_, level_, thread_);
-    Values* cell = cells_of(thread_);
-    if (at.map >= piece_.maps || at.column < piece_.partial_col0 || at.column >= piece_.partial_col1) {
+    Values* cell = b_.cells_of(b_.thread);
+    if (!is(kHasPartials)) {
       if (K::sides) {
 #pragma unroll
         for (int j = 0; j < R; ++j)
@@ -355,37 +129,36 @@ class March {
       }
       return;
     }
-    const bool own = at.column >= piece_.col0 && at.column < piece_.col1;
-    const int first = first_row(chunk);
+    const int first = b_.first_row(chunk);
     T sum = T(0);
     // Rows whose SSIM is wanted and whose windows are full: nothing to ask for each.
-    const bool inside = first - kRadius >= larger(piece_.partial_row0, piece_.row0) && first + R <= piece_.load_end &&
-                        first + R - kRadius <= smaller(piece_.partial_row1, piece_.row1);
+    const bool inside = first - kRadius >= larger(b_.piece.partial_row0, b_.piece.row0) && first + R <= b_.piece.load_end &&
+                        first + R - kRadius <= smaller(b_.piece.partial_row1, b_.piece.row1);
     if (K::lean && inside) {
-#pragma unroll(K::lean ? R / 2 : 1)
-      for (int j = 0; j < R; ++j) vertical_row<true>(cell[j], first + j, at, sum);
+#pragma unroll 2
+      for (int j = 0; j < R; ++j) vertical_row<true>(cell[j], first + j, sum);
     } else {
 #pragma unroll 1
-      for (int j = 0; j < R; ++j) vertical_row<false>(cell[j], first + j, at, sum);
+      for (int j = 0; j < R; ++j) vertical_row<false>(cell[j], first + j, sum);
     }
-    if (own) ssim_sum_ += sum;
+    if (is(kOwnsColumn)) ssim_sum_ += sum;
   }
 
   // Takes row `row` of the moments from the cell, and leaves the filtered partials kTaps - 1 rows above there.
   template <bool inside>
-  SSIM_DEVICE void vertical_row(Values& cell, int row, const Column& at, T& sum) {
+  SSIM_DEVICE void vertical_row(Values& cell, int row, T& sum) {
     T m[K::moments];
     const int ssim_row = row - kRadius;
-    if (inside || row < piece_.load_end) {
+    if (inside || row < b_.piece.load_end) {
       const Values from = cell;
 #pragma unroll
       for (int n = 0; n < K::moments; ++n) m[n] = from.v[n];
-      moments_.push(m, launch_.taps);
+      moments_.push(m, b_.launch.taps);
     } else {
       moments_.push_zeros(m);
     }
     T partials[K::partials];
-    const bool there = inside || (ssim_row >= piece_.partial_row0 && ssim_row < piece_.partial_row1);
+    const bool there = inside || (ssim_row >= b_.piece.partial_row0 && ssim_row < b_.piece.partial_row1);
     if (there) {
       const Pixel<T> pixel = ssim_of(m);
       if constexpr (K::sides == 1) {
@@ -396,17 +169,17 @@ class March {
         if constexpr (K::separate) partials[4] = pixel.d_uv;
       }
       T value = pixel.value;
-      const bool own_row = inside || (ssim_row >= piece_.row0 && ssim_row < piece_.row1);
-      if constexpr (!K::lean) weigh(partials, value, at, ssim_row, own_row);
+      const bool own_row = inside || (ssim_row >= b_.piece.row0 && ssim_row < b_.piece.row1);
+      if constexpr (!K::lean) weigh(partials, value, ssim_row, own_row);
       if (own_row) sum += value;
     }
     if constexpr (K::sides != 0) {
       if (!there)
         partials_.push_zeros(partials);
-      else if (mirror_ && BorderTaps<T>::near(ssim_row, level_.h))
-        partials_.push(partials, tables_->vertical.of(ssim_row, level_.h));
+      else if (b_.mirror && BorderTaps<T>::near(ssim_row, b_.level.h))
+        partials_.push(partials, b_.tables->vertical.of(ssim_row, b_.level.h));
       else
-        partials_.push(partials, launch_.taps);
+        partials_.push(partials, b_.launch.taps);
       Values to;
 #pragma unroll
       for (int n = 0; n < K::values; ++n) to.v[n] = n < K::partials ? partials[n] : T(0);
@@ -415,17 +188,17 @@ class March {
   }
 
   SSIM_DEVICE Pixel<T> ssim_of(const T (&m)[K::moments]) const {
-    if constexpr (K::separate) return separate_pixel(m[0], m[1], m[2], m[3], m[4], launch_.constants);
-    if constexpr (K::lean) return paired_pixel<Form::kPlain>(m[0], m[1], m[2], m[3], launch_.constants);
-    if (launch_.form == Form::kPlain) return paired_pixel<Form::kPlain>(m[0], m[1], m[2], m[3], launch_.constants);
-    return paired_pixel<Form::kPaired>(m[0], m[1], m[2], m[3], launch_.constants);
+    if constexpr (K::separate) return separate_pixel(m[0], m[1], m[2], m[3], m[4], b_.launch.constants);
+    if constexpr (K::lean) return paired_pixel<Form::kPlain>(m[0], m[1], m[2], m[3], b_.launch.constants);
+    if (b_.launch.form == Form::kPlain) return paired_pixel<Form::kPlain>(m[0], m[1], m[2], m[3], b_.launch.constants);
+    return paired_pixel<Form::kPaired>(m[0], m[1], m[2], m[3], b_.launch.constants);
   }
 
-  SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, const Column& at, int row, bool own_row) {
-    const bool own = own_row && at.column >= piece_.col0 && at.column < piece_.col1;
-    const int map_row = row - launch_.margin, map_column = at.column - launch_.margin;
-    if (own && level_.map.data) store_any(level_.map, offset_of(level_.map, at.map, map_row, map_column), value);
-    const T seed = seed_at(at.map, map_row, map_column);
+  SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, int row, bool own_row) {
+    const bool own = own_row && is(kOwnsColumn);
+    const int map_row = row - b_.launch.margin, map_column = column_.column - b_.launch.margin;
+    if (own && b_.args.map.data) store_any(b_.args.map, b_.offset_of(b_.args.map, column_.map, map_row, map_column), value);
+    const T seed = b_.seed_at(column_.map, map_row, map_column);
     if (own) seed_sum_ += seed;
     value *= seed;
     if constexpr (K::sides != 0) {
@@ -438,63 +211,60 @@ class March {
 
   // The gradient of R pixels of one row, 10 rows above the row of this thread.
   SSIM_DEVICE void gradients(int chunk) {
-    const int row = first_row(chunk) + task_row_ - 2 * kRadius;
-    const Column at = column_at(piece_, level_, task_local_);
-    if (row < piece_.row0 || row >= piece_.row1 || at.map >= piece_.maps || at.column < piece_.col0 ||
-        at.column >= piece_.col1)
-      return;
+    const int row = b_.first_row(chunk) + task_row() - 2 * kRadius;
+    if (row < b_.piece.row0 || row >= b_.piece.row1) return;
     T sums[R][K::partials];
 #pragma unroll
     for (int j = 0; j < R + kTaps - 1; ++j) {
-      const Values from = cells_of(task_local_ - kRadius + j)[task_row_];
+      const Values from = b_.cells_of(task_local() - kRadius + j)[task_row()];
       T partials[K::partials];
 #pragma unroll
       for (int n = 0; n < K::partials; ++n) partials[n] = from.v[n];
       accumulate(sums, partials, j);
     }
-    if (mirror_) fold_columns(sums, at);
+    if (b_.mirror) fold_columns(sums);
 
-    Pair<T>* pairs = ring_row(row) + task_local_;
-    const Rescale<T>& rescale = tables_->rescale[at.map];
-    const T by_x = level_.slope * rescale.scale[0], by_y = level_.slope * rescale.scale[1];
+    Pair<T>* pairs = b_.ring_row(row) + task_local();
+    const Rescale<T>& rescale = b_.tables->rescale[task_.map];
+    const T by_x = b_.level.slope * rescale.scale[0], by_y = b_.level.slope * rescale.scale[1];
     T gradient[R];
 #pragma unroll
     for (int o = 0; o < R; ++o) {
       const Pair<T> pair = pairs[o];
       T l1 = T(0);
-      if (level_.l1 != T(0)) {
-        l1 = pair.v > T(0) ? level_.l1 : pair.v < T(0) ? -level_.l1 : pair.v * T(0);
-        if (!K::lean && at.column + o < piece_.col1) l1 *= seed_at(at.map, row, at.column + o);
+      if (b_.level.l1 != T(0)) {
+        l1 = pair.v > T(0) ? b_.level.l1 : pair.v < T(0) ? -b_.level.l1 : pair.v * T(0);
+        if (!K::lean && task_.column + o < b_.piece.col1) l1 *= b_.seed_at(task_.map, row, task_.column + o);
       }
       if constexpr (K::sides == 1) {
         gradient[o] = (sums[o][0] + pair.u * sums[o][1] + pair.v * sums[o][2]) * by_x + l1;
-        if (!vectors_ && at.column + o < piece_.col1) pairs[o].u = gradient[o];
+        if (!loads_.vectors && task_.column + o < b_.piece.col1) pairs[o].u = gradient[o];
       } else {
         T of_u = sums[o][0] + pair.u * sums[o][2] * T(2), of_v = sums[o][1] + pair.v * sums[o][3] * T(2);
         if constexpr (K::separate) of_u += pair.v * sums[o][4], of_v += pair.u * sums[o][4];
         const T of_x = (of_u + of_v) * by_x + l1, of_y = (of_u - of_v) * by_y - l1;
-        if (at.column + o < piece_.col1) {
-          if (level_.range_sums) track(of_x, of_y, pair);
+        if (task_.column + o < b_.piece.col1) {
+          if (b_.args.range_sums) track(of_x, of_y, pair);
           pairs[o] = {of_x, of_y};
         }
       }
     }
     if constexpr (K::lean) {
-      if (vectors_) write_row(gradient, at, row);
+      if (loads_.vectors) write_row(gradient, chunk);
     }
   }
 
   // The horizontal filter's results near mirrored borders, anew with folded taps.
-  SSIM_DEVICE void fold_columns(T (&sums)[R][K::partials], const Column& at) const {
+  SSIM_DEVICE void fold_columns(T (&sums)[R][K::partials]) const {
 #pragma unroll
     for (int o = 0; o < R; ++o) {
-      const int column = at.column + o;
-      if (column >= level_.w || !BorderTaps<T>::near(column, level_.w)) continue;
-      const T* taps = tables_->horizontal.of(column, level_.w);
+      const int column = task_.column + o;
+      if (column >= b_.level.w || !BorderTaps<T>::near(column, b_.level.w)) continue;
+      const T* taps = b_.tables->horizontal.of(column, b_.level.w);
 #pragma unroll
       for (int n = 0; n < K::partials; ++n) sums[o][n] = T(0);
       for (int k = 0; k < kTaps; ++k) {
-        const Values from = cells_of(task_local_ + o + k - kRadius)[task_row_];
+        const Values from = b_.cells_of(task_local() + o + k - kRadius)[task_row()];
 #pragma unroll
         for (int n = 0; n < K::partials; ++n) sums[o][n] += taps[k] * from.v[n];
       }
@@ -507,12 +277,12 @@ class March {
     range_sums_[3] += of_y * (pair.u - pair.v) * T(0.5);
   }
 
-  SSIM_DEVICE void write_row(const T (&gradient)[R], const Column& at, int row) const {
+  SSIM_DEVICE void write_row(const T (&gradient)[R], int chunk) const {
     if constexpr (K::lean) {
-      E* to = static_cast<E*>(level_.grad_x.data) + offset_of(level_.grad_x, at.map, row, at.column);
+      E* to = to_ + static_cast<int64_t>(chunk) * R * b_.level.grad_x.stride_h;
 #pragma unroll
       for (int j = 0; j < R; j += 4) {
-        if (at.column + j >= piece_.col1) continue;
+        if (task_.column + j >= b_.piece.col1) continue;
         Four<E> four;
 #pragma unroll
         for (int i = 0; i < 4; ++i) four.v[i] = static_cast<E>(gradient[j + i]);
@@ -523,18 +293,16 @@ class March {
 
   // Gradients that gradients() left in the ring, by columns: neighbouring threads write neighbouring pixels.
   SSIM_DEVICE void write_gradients(int chunk) const {
-    const Column at = column_at(piece_, level_, thread_);
-    if (at.map >= piece_.maps || at.column < piece_.col0 || at.column >= piece_.col1) return;
-    const int first = first_row(chunk) - 2 * kRadius;
-    for (int row = larger(first, piece_.row0); row < smaller(first + R, piece_.row1); ++row) {
-      const Pair<T> pair = ring_row(row)[thread_];
+    const int first = b_.first_row(chunk) - 2 * kRadius;
+    for (int row = larger(first, b_.piece.row0); row < smaller(first + R, b_.piece.row1); ++row) {
+      const Pair<T> pair = b_.ring_row(row)[b_.thread];
       if constexpr (K::lean) {
-        static_cast<E*>(level_.grad_x.data)[offset_of(level_.grad_x, at.map, row, at.column)] = static_cast<E>(pair.u);
+        static_cast<E*>(b_.args.grad_x.data)[b_.offset_of(b_.args.grad_x, column_.map, row, column_.column)] = static_cast<E>(pair.u);
       } else {
-        if (level_.grad_x.data)
-          store_any(level_.grad_x, offset_of(level_.grad_x, at.map, row, at.column), pair.u);
-        if (level_.grad_y.data)
-          store_any(level_.grad_y, offset_of(level_.grad_y, at.map, row, at.column), pair.v);
+        if (b_.args.grad_x.data)
+          store_any(b_.args.grad_x, b_.offset_of(b_.args.grad_x, column_.map, row, column_.column), pair.u);
+        if (b_.args.grad_y.data)
+          store_any(b_.args.grad_y, b_.offset_of(b_.args.grad_y, column_.map, row, column_.column), pair.v);
       }
     }
   }
@@ -544,53 +312,51 @@ class March {
   // Sums each map's threads in a fixed order, writes what the unit is worth, and adds up all units in the last block.
   SSIM_DEVICE void finish() {
     __syncthreads();  // cells and ring are free now
-    const Column at = column_at(piece_, level_, thread_);
-    const int relative = thread_ - static_cast<int>(at.map) * level_.slot;
-    const int span = level_.maps == 1 ? static_cast<int>(blockDim.x) : level_.slot;
+    const int relative = b_.thread - static_cast<int>(column_.map) * b_.level.slot;
+    const int span = b_.args.maps == 1 ? static_cast<int>(blockDim.x) : b_.level.slot;
     // A task's thread number lies among the columns of its own map: its segment begins at a multiple of R.
-    T sums[7] = {ssim_sum_, seed_sum_, l1_sum_, range_sums_[0], range_sums_[1], range_sums_[2], range_sums_[3]};
-    T* memory = reinterpret_cast<T*>(ring_);
+    T sums[7] = {ssim_sum_, seed_sum_, loads_.l1_sum, range_sums_[0], range_sums_[1], range_sums_[2], range_sums_[3]};
+    T* memory = reinterpret_cast<T*>(b_.ring);
 #pragma unroll
     for (int n = 0; n < 7; ++n)
-      if (n < 3 || level_.range_sums) sums[n] = sum_span(memory, sums[n], relative, span);
-    if (relative == 0 && at.map < piece_.maps) {
-      const uint32_t unit = piece_.unit_of_first_plane + at.map * piece_.units_per_plane;
-      if (level_.slots) {
+      if (n < 3 || b_.args.range_sums) sums[n] = sum_span(memory, sums[n], relative, span);
+    if (relative == 0 && column_.map < b_.piece.maps) {
+      const uint32_t unit = b_.piece.unit_of_first_plane + column_.map * b_.piece.units_per_plane;
+      if (b_.args.slots) {
         double seeds = sums[1];
-        if (K::lean || !level_.seed.data)
-          seeds = static_cast<double>(count_own(piece_.row0, piece_.row1, level_.h)) *
-                  count_own(piece_.col0, piece_.col1, level_.w);
-        level_.slots[unit] =
-            level_.value_offset * seeds + level_.value_slope * sums[0] + level_.value_l1 * launch_.data_range * sums[2];
+        if (K::lean || !b_.args.seed.data)
+          seeds = static_cast<double>(count_own(b_.piece.row0, b_.piece.row1, b_.level.h)) *
+                  count_own(b_.piece.col0, b_.piece.col1, b_.level.w);
+        b_.args.slots[unit] =
+            b_.level.value_offset * seeds + b_.level.value_slope * sums[0] + b_.level.value_l1 * b_.launch.data_range * sums[2];
       }
-      if (level_.range_sums) level_.range_sums[unit] = {{sums[3], sums[4]}, {sums[5], sums[6]}};
+      if (b_.args.range_sums) b_.args.range_sums[unit] = {{sums[3], sums[4]}, {sums[5], sums[6]}};
     }
-    if (launch_.arrived) sum_slots(launch_, reinterpret_cast<double*>(memory));
+    if (b_.launch.arrived) sum_slots(b_.launch, reinterpret_cast<double*>(memory));
   }
 
   // Pixels of the map among the piece's own, along one axis.
   SSIM_DEVICE int count_own(int begin, int end, int length) const {
-    return larger(0, smaller(end, length - launch_.margin) - larger(begin, launch_.margin));
+    return larger(0, smaller(end, length - b_.launch.margin) - larger(begin, b_.launch.margin));
   }
 
-  const LaunchArgs<T>& launch_;
-  const Piece<T> piece_;
-  const LevelArgs<T>& level_;
-  Pair<T>* ring_;
-  Values* cells_;
-  Tables<T>* tables_;
-  int ring_pitch_, thread_, task_row_, task_local_;
-  bool mirror_, vectors_, halo_;
+  const Block<K>& b_;
+  Loads<K> loads_;
+  const Column task_, column_;  // where this thread filters along a row, and the column that it filters along
+  unsigned roles_ = 0;
+  std::conditional_t<K::lean, E, char>* to_ = nullptr;  // the gradient at task_, in chunk 0
   ColumnFilter<T, K::moments> moments_;
   ColumnFilter<T, K::partials> partials_;
-  T ssim_sum_ = T(0), seed_sum_ = T(0), l1_sum_ = T(0), range_sums_[4] = {T(0), T(0), T(0), T(0)};
+  T ssim_sum_ = T(0), seed_sum_ = T(0), range_sums_[4] = {T(0), T(0), T(0), T(0)};
 };
 
 template <class K>
 __global__ void __launch_bounds__(K::max_threads, K::min_blocks)
     march(const __grid_constant__ LaunchArgs<typename K::T> launch) {
   SSIM_DYNAMIC_SHARED(memory);
-  March<K>(launch, memory).run();
+  const Block<K> block(launch, memory);
+  block.prepare();
+  March<K>(block).run();
 }
 
 }  // namespace ssim

@@ -9,7 +9,6 @@ namespace {
 
 constexpr int64_t kFlushRows = 10;       // rows that a block marches on after its last one
 constexpr int64_t kBlocksPerProcessor = 2;  // that keep a multiprocessor busy
-constexpr int64_t kTableBytes = 4096;    // ranges, border weights and sums, see Shared in march.cuh
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -46,7 +45,7 @@ CudaLevelPlan plan_level(const LevelShape& level, int64_t wanted_blocks, int64_t
 int64_t KernelShape::shared_bytes(int64_t threads) const {
   const int64_t ring = ring_rows() * ring_pitch(threads) * 2 * element_bytes;
   const int64_t cells = (threads + 2 * kMargin) * (rows + 1) * values * element_bytes;
-  return round_up(ring, 16) + round_up(cells, 16) + kTableBytes * (element_bytes / 4);
+  return round_up(ring, 16) + round_up(cells, 16) + kTableBytes;
 }
 
 CudaPlan plan_cuda(const std::vector<LevelShape>& levels, const KernelShape& kernel, const DeviceLimits& limits) {

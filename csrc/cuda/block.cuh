@@ -1,0 +1,148 @@
+// What the threads of a block share: its piece of a level, and shared memory.
+#pragma once
+
+#include "piece.cuh"
+#include "reduce.cuh"
+
+namespace ssim {
+
+// One instantiation of the kernel. Where `lean`, E is the type of the pixels, and there is no weight, no map, no other
+// padding than "same" and no other form than kPlain; else all of that is decided while it runs.
+template <class T_, class E_, bool separate_, int sides_, int rows_, bool lean_, int max_threads_, int min_blocks_>
+struct MarchTraits {
+  using T = T_;
+  using E = E_;
+  static constexpr bool separate = separate_, lean = lean_;
+  static constexpr int sides = sides_;  // 0 no gradient, 1 of x, 2 of x and y
+  static constexpr int rows = rows_;    // of a chunk; a thread takes as many pixels of one row for horizontal filters
+  static constexpr int max_threads = max_threads_, min_blocks = min_blocks_;
+  static constexpr int moments = separate ? 5 : 4;
+  static constexpr int partials = sides == 0 ? 1 : sides == 1 ? 3 : moments;
+  static constexpr int values = moments;
+};
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T u, v;
+};
+
+template <class T>
+struct alignas(16) TwoPairs {
+  Pair<T> pair[2];
+};
+
+template <class T, int count>
+struct alignas(count == 4 ? 16 : sizeof(T)) Cell {
+  T v[count];
+};
+
+// x' = (x - low) * scale before anything else, for x and for y.
+template <class T>
+struct Rescale {
+  T low[2], scale[2];
+};
+
+// What stands at the end of a block's shared memory; KernelShape::shared_bytes reserves kTableBytes for it. Piece and
+// level lie here too: what is asked for once in a chunk would only fill the registers that the column filters need.
+// (Pointers are better taken from the launch's arguments: only there the compiler knows that they are to global memory.)
+template <class T>
+struct Tables {
+  Piece piece;
+  LevelArgs<T> level;
+  Rescale<T> rescale[kMaxThreads / kSegment];
+  BorderTaps<T> vertical, horizontal;
+};
+
+template <class K>
+struct Block {
+  using T = typename K::T;
+  using Values = Cell<T, K::values>;
+  static constexpr int R = K::rows;
+  static constexpr int kRing = 2 * R + 10;  // rows from the gradient's to the loads'
+  static constexpr int kCellRows = R + 1;   // one more than used: 8 neighbouring threads then hit different banks
+  static_assert(sizeof(Tables<T>) <= kTableBytes, "KernelShape::shared_bytes reserves too little");
+
+  const LaunchArgs<T>& launch;
+  const int threads, thread, ring_pitch;
+  Pair<T>* const ring;
+  Values* const cells;
+  Tables<T>* const tables;
+  const Piece& piece;
+  const LevelArgs<T>& level;  // in shared memory
+  const LevelArgs<T>& args;   // the same among the launch's arguments
+  const bool mirror;
+
+  SSIM_DEVICE Block(const LaunchArgs<T>& launch_args, unsigned char* memory)
+      : launch(launch_args),
+        threads(static_cast<int>(blockDim.x)),
+        thread(static_cast<int>(threadIdx.x)),
+        ring_pitch(threads + 2 * kMargin + 2),
+        ring(reinterpret_cast<Pair<T>*>(memory)),
+        cells(reinterpret_cast<Values*>(ring + kRing * ring_pitch)),
+        tables(reinterpret_cast<Tables<T>*>(cells + (threads + 2 * kMargin) * kCellRows)),
+        piece(tables->piece),
+        level(tables->level),
+        args(launch.levels[prepare_piece()]),
+        mirror(!K::lean && launch.padding == Padding::kReflect) {}
+
+  SSIM_DEVICE int first_row(int chunk) const { return piece.first_row + chunk * R; }
+
+  SSIM_DEVICE Pair<T>* ring_row(int row) const {  // u, v of the block's column 0
+    return ring + static_cast<unsigned>(row - piece.first_row) % kRing * ring_pitch + kMargin;
+  }
+
+  SSIM_DEVICE Values* cells_of(int local) const { return cells + (local + kMargin) * kCellRows; }
+
+  SSIM_DEVICE int64_t offset_of(const View& view, uint32_t map, int row, int column) const {
+    return plane_offset(view, level, piece.first_plane + map) + static_cast<int64_t>(row) * view.stride_h +
+           static_cast<int64_t>(column) * view.stride_w;
+  }
+
+  SSIM_DEVICE T seed_at(uint32_t map, int row, int column) const {
+    if (K::lean || !args.seed.data) return T(1);
+    return load_any<T>(args.seed, offset_of(args.seed, map, row, column));
+  }
+
+  // Fills shared memory. Margins and gaps between maps stay zero from here on: nobody writes there.
+  SSIM_DEVICE void prepare() const {
+    for (int i = thread; i < kRing * ring_pitch; i += threads) ring[i] = {T(0), T(0)};
+    for (int i = thread; i < (threads + 2 * kMargin) * kCellRows; i += threads) {
+#pragma unroll
+      for (int n = 0; n < K::values; ++n) cells[i].v[n] = T(0);
+    }
+    for (int map = thread; map < static_cast<int>(piece.maps); map += threads) tables->rescale[map] = rescale_of(map);
+    if (mirror) {
+      tables->vertical.fill(launch.taps, level.h, false);
+      tables->horizontal.fill(launch.taps, level.w, true);
+    }
+    __syncthreads();
+  }
+
+ private:
+  // Finds the block's piece; returns its level.
+  SSIM_DEVICE int prepare_piece() const {
+    if (thread == 0) {
+      const Piece found = piece_of(launch, K::sides ? kRadius : 0);
+      tables->piece = found;
+      tables->level = launch.levels[found.level];
+    }
+    __syncthreads();
+    return piece.level;
+  }
+
+  SSIM_DEVICE Rescale<T> rescale_of(int map) const {
+    Rescale<T> r;
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      r.low[side] = T(0), r.scale[side] = launch.inverse_range;
+      if (!args.ranges) continue;
+      const RangePair<T>& range = args.ranges[(piece.first_plane + map) / level.planes_per_range];
+      const T extent = range.high[side] - range.low[side];
+      r.low[side] = range.low[side];
+      r.scale[side] = extent < Limits<T>::smallest_normal ? T(0) : launch.inverse_range / extent;
+    }
+    return r;
+  }
+};
+
+}  // namespace ssim
