@@ -56,13 +56,9 @@ def test_thread_sanitizer(cases):
 
 PLANTED = {
     # the file, what stands there (once), what is put in its place
-    "barrier": ("cuda/march.cuh", "      __syncthreads();\n      fetch(", "      fetch("),
-    "row": (
-        "cuda/march.cuh",
-        "from.column >= 0 && from.column < level_.w",
-        "from.column >= 0 && from.column <= level_.w",
-    ),
-    "slot": ("cuda/march.cuh", "level_.slots[unit]", "level_.slots[0]"),
+    "barrier": ("cuda/march.cuh", "keep(chunk + 1, pixels);\n      __syncthreads();", "keep(chunk + 1, pixels);"),
+    "row": ("cuda/loads.cuh", "from.column < b_.level.w;", "from.column <= b_.level.w;"),
+    "slot": ("cuda/march.cuh", "b_.args.slots[unit]", "b_.args.slots[0]"),
 }
 
 

@@ -35,6 +35,9 @@ def getter(machine: Machine, operand: str, type_name: str) -> Get:
     """A function from the active threads to the operand's values, an array or a scalar, of the type."""
     kind, size = typed(type_name)
     if kind == "p":
+        if not operand.lstrip("!").startswith("%"):
+            constant = np.bool_(int(operand, 0) != 0)
+            return lambda active: constant
         negated = operand.startswith("!")
         flags = machine.register(operand.lstrip("!"))
         return (lambda active: ~flags[active]) if negated else (lambda active: flags[active])

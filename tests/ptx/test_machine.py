@@ -93,6 +93,7 @@ SINGLE = [
     (f"sqrt.rn.f32 %f1, {f32(9)}; rcp.rn.f32 %f1, %f1; mul.f32 %f1, %f1, {f32(3)}; mov.b32 %r9, %f1;", 0x3F800000),
     (f"ex2.approx.f32 %f1, {f32(3)}; lg2.approx.f32 %f1, %f1; cvt.rni.u32.f32 %r9, %f1;", 3),
     (f"copysign.f32 %f1, {f32(-1)}, {f32(2)}; mov.b32 %r9, %f1;", 0xC0000000),
+    ("mov.pred %p1, -1; selp.b32 %r9, 1, 2, %p1;", 1),
     ("testp.finite.f32 %p1, 0f7F800000; selp.b32 %r9, 1, 2, %p1;", 2),
 ]
 
