@@ -77,3 +77,9 @@ def test_wrong_checkpoints_are_errors():
         load_features(target, {**state, "backbone.layer5.0.conv1.weight": torch.zeros(1)}, "mmdet")
     with pytest.raises(ValueError, match="weights must name a file"):
         build(DetectorConfig(backbone="resnet18", weights_format="mmdet"))
+
+
+def test_which_library_has_a_relu_before_p7():
+    """mmdetection's RetinaNet sets relu_before_extra_convs=False; detectron2's LastLevelP6P7 applies one."""
+    relu = {name: kind.relu_before_p7 for name, kind in FORMATS.items()}
+    assert relu == {"mmdet": False, "mmdet_caffe": False, "detectron2": True, "detectron2_x101": True}

@@ -6,10 +6,11 @@ import pytest
 import torch
 from foreign_checkpoints import detectron2_names, mmdet_names
 from torch.nn import functional as F
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, roi_align
 
 from kd.conversion import FORMATS
-from kd.converted_heads import COCO_CATEGORY_IDS, load_heads
+from kd.converted_heads import COCO_CATEGORY_IDS, UnroundedAnchors, load_heads
 from kd.models import DetectorConfig, build
 
 CHANNELS, CLASSES, WIDTH = 16, 80, 24
@@ -239,3 +240,16 @@ def test_other_detectors_heads_are_left(tmp_path):
     cascade = {k.replace("bbox_head.", "bbox_head.0."): v for k, v in heads.items()}
     assert load_heads(build("faster_rcnn", backbone="resnet18"), cascade, "mmdet") is False
     assert {kind.library for kind in FORMATS.values()} == {"mmdet", "detectron2"}
+
+
+@pytest.mark.parametrize("library", ["mmdet", "detectron2"])
+def test_anchors_lie_on_the_nominal_strides(library):
+    """On maps that 160 pixels do not fill in whole strides, where torchvision would use 53 pixels instead of 64."""
+    sizes = [tuple(4 * s * 2 ** (k / 3) for k in range(3)) for s in (64, 128)]
+    generator = UnroundedAnchors(sizes, (64, 128), by_size=library == "detectron2")
+    maps = [torch.zeros(1, 1, 2, 3, dtype=torch.float64), torch.zeros(1, 1, 1, 2, dtype=torch.float64)]
+    found = generator(ImageList(torch.zeros(2, 3, 96, 160), [(96, 150), (90, 160)]), maps)
+    expected = torch.cat([anchors(2, 3, 64, sizes[0], library), anchors(1, 2, 128, sizes[1], library)])
+    assert len(found) == 2
+    for each in found:
+        torch.testing.assert_close(each, expected, rtol=0, atol=1e-3)
