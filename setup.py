@@ -127,7 +127,14 @@ def add_cuda(extension: Extension, home: Path, objects: list[str], archs: list[s
     extension.include_dirs.append(str(home / "include"))
     extension.extra_compile_args["cxx"].append(f'-DSSIM_CUDA_ARCHS="{",".join(archs)}"')
     # The static runtime: a torch without CUDA must be able to load this file too.
-    extension.extra_link_args += [f"-L{home / 'lib64'}", f"-L{home / 'lib'}", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+    extension.extra_link_args += [
+        f"-L{home / 'lib64'}",
+        f"-L{home / 'lib'}",
+        "-lcudart_static",
+        "-lrt",
+        "-lpthread",
+        "-ldl",
+    ]
 
 
 def extension() -> Extension:

@@ -61,9 +61,10 @@ PYBIND11_MODULE(_C, m) {
         return py::dict(py::arg("strips") = plan.strips, py::arg("bands") = plan.bands);
       },
       py::arg("planes"), py::arg("h"), py::arg("w"), "How the CPU kernel cuts each of `planes` maps of (h, w).");
-  m.def("plan_cuda", &plan_cuda, py::arg("levels"), py::arg("rows") = 8, py::arg("values") = 4,
-        py::arg("element_bytes") = 4, py::arg("gap") = 5, py::arg("multiprocessors") = 132,
-        py::arg("shared_per_block") = 232448,
-        "How the CUDA kernel cuts levels, each (planes, h, w), into blocks; the defaults are those of an H100 and of the "
-        "kernel that serves training.");
+  m.def(
+      "plan_cuda", &plan_cuda, py::arg("levels"), py::arg("rows") = 8, py::arg("values") = 4,
+      py::arg("element_bytes") = 4, py::arg("gap") = 5, py::arg("multiprocessors") = 132,
+      py::arg("shared_per_block") = 232448,
+      "How the CUDA kernel cuts levels, each (planes, h, w), into blocks; the defaults are those of an H100 and of the "
+      "kernel that serves training.");
 }

@@ -105,8 +105,8 @@ void scale_(Tensors grads, Tensor factor, Doubles divisor) {
     calls.push_back({ops::view_of(g), g.size(0), g.size(1), g.size(2), g.size(3), divisor[i]});
   }
   const Call call(grads[0]);
-  scale_cuda(calls, factor.const_data_ptr(), ops::dtype_of(factor), factor.stride(0),
-             per_sample ? factor.stride(1) : 0, call.context());
+  scale_cuda(calls, factor.const_data_ptr(), ops::dtype_of(factor), factor.stride(0), per_sample ? factor.stride(1) : 0,
+             call.context());
 }
 
 }  // namespace

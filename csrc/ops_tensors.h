@@ -35,7 +35,7 @@ inline View view_of(const Tensor& t) {
 }
 
 inline Problem make_problem(const Doubles& taps, const Doubles& exponents, double c1, double c2, double data_range,
-                           const std::string& padding, int64_t window_size, const std::string& normalize) {
+                            const std::string& padding, int64_t window_size, const std::string& normalize) {
   STD_TORCH_CHECK(taps.size() == kTaps && exponents.size() == 3, "fused_ssim: want 11 taps and 3 exponents");
   STD_TORCH_CHECK(window_size >= 1 && window_size <= kTaps && window_size % 2 == 1,
                   "fused_ssim: the kernels hold odd windows up to 11, got ", window_size);
@@ -44,9 +44,7 @@ inline Problem make_problem(const Doubles& taps, const Doubles& exponents, doubl
   p.alpha = exponents[0], p.beta = exponents[1], p.gamma = exponents[2];
   p.c1 = c1, p.c2 = c2, p.data_range = data_range;
   p.window_radius = static_cast<int>(window_size / 2);
-  p.padding = padding == "reflect" ? Padding::kReflect
-              : padding == "valid" ? Padding::kValid
-                                   : Padding::kSame;
+  p.padding = padding == "reflect" ? Padding::kReflect : padding == "valid" ? Padding::kValid : Padding::kSame;
   p.normalize = normalize == "tensor"    ? Normalize::kTensor
                 : normalize == "sample"  ? Normalize::kSample
                 : normalize == "channel" ? Normalize::kChannel

@@ -30,8 +30,8 @@ struct LevelArgs {
   bool vectors;        // x, y and grad_x allow accesses of four pixels
   T slope, l1;         // times grad_scale: of the gradient
   double value_offset, value_slope, value_l1;
-  double* slots;          // a value for each unit: (planes, bands, strips)
-  RangeSums* range_sums;  // likewise; null where nobody asks
+  double* slots;               // a value for each unit: (planes, bands, strips)
+  RangeSums* range_sums;       // likewise; null where nobody asks
   const RangePair<T>* ranges;  // of each group of planes; null without rescaling
   uint32_t planes_per_range;
   uint32_t slots_per_value;
@@ -49,8 +49,8 @@ struct LaunchArgs {
   double data_range;
   Form form;
   Padding padding;
-  int32_t margin;      // pixels that "valid" leaves out on each side
-  unsigned* arrived;   // blocks that are through, 0 at first; null where no values are wanted
+  int32_t margin;     // pixels that "valid" leaves out on each side
+  unsigned* arrived;  // blocks that are through, 0 at first; null where no values are wanted
 };
 
 }  // namespace ssim

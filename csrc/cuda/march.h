@@ -12,7 +12,8 @@ struct MarchKernel {
   KernelShape shape;
 };
 
-// The gradient of x alone, "same" padding, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32 bits.
+// The gradient of x alone, "same" padding, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32
+// bits.
 MarchKernel<float> lean_march(DType dtype);
 
 // Everything else. sides: 0 no gradient, 2 gradients of x, y or both.

@@ -7,7 +7,7 @@
 namespace ssim {
 namespace {
 
-constexpr int64_t kFlushRows = 10;       // rows that a block marches on after its last one
+constexpr int64_t kFlushRows = 10;          // rows that a block marches on after its last one
 constexpr int64_t kBlocksPerProcessor = 2;  // that keep a multiprocessor busy
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -60,7 +60,8 @@ CudaPlan plan_cuda(const std::vector<LevelShape>& levels, const KernelShape& ker
     for (const LevelShape& level : levels) {
       // Each level takes its share of the blocks that it takes to fill the chip.
       const int64_t share = kBlocksPerProcessor * limits.multiprocessors * level.planes * level.h * level.w;
-      plan.levels.push_back(plan_level(level, std::max<int64_t>(1, share / std::max<int64_t>(1, pixels)), threads, kernel));
+      plan.levels.push_back(
+          plan_level(level, std::max<int64_t>(1, share / std::max<int64_t>(1, pixels)), threads, kernel));
       const CudaLevelPlan& last = plan.levels.back();
       // Strips also wait for loads of their neighbours' columns: an eighth more, by estimate.
       cost += last.blocks * (last.band_rows + kFlushRows) * threads * (last.strips > 1 ? 9 : 8);

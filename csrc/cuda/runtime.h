@@ -1,5 +1,5 @@
-// The CUDA runtime as the kernels use it. Everything they need from it goes through this header, so that an emulator can
-// put its own in place: SSIM_CUDA_RUNTIME names the header to include instead.
+// The CUDA runtime as the kernels use it. Everything they need from it goes through this header, so that an emulator
+// can put its own in place: SSIM_CUDA_RUNTIME names the header to include instead.
 #pragma once
 
 #if defined(SSIM_CUDA_RUNTIME)
@@ -15,7 +15,8 @@
 namespace ssim {
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("fused_ssim: ") + what + ": " + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("fused_ssim: ") + what + ": " + cudaGetErrorString(error));
 }
 
 // Starts kernel(argument) on `stream`; errors of the launch itself are thrown.

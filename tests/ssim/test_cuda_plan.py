@@ -37,7 +37,7 @@ def test_blocks_cover_every_pixel(plan_cuda, level):
 
 def test_a_pyramid_keeps_its_maps_whole_and_packs_small_ones(plan_cuda):
     plan = plan_cuda(FPN)
-    assert plan["threads"] == 160
+    assert plan["threads"] in (160, 192)
     assert all(part["strips"] == part["bands"] == 1 for part in plan["levels"])
     assert plan["levels"][0]["maps"] == 1 and plan["levels"][-1]["maps"] > 1
 
