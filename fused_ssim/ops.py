@@ -174,7 +174,7 @@ def _map_backward(operators, ctx, grad):
 
 
 def define(namespace: str) -> None:
-    """Define the operators in a namespace of torch.ops: schemas, fakes and gradients, to which kernels then register."""
+    """Define the operators in a namespace of torch.ops: schemas, fakes, gradients; kernels register there."""
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
     for schema in _SCHEMAS:
