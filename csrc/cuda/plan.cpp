@@ -62,7 +62,9 @@ CudaPlan plan_cuda(const std::vector<LevelShape>& levels, const KernelShape& ker
       const int64_t share = kBlocksPerProcessor * limits.multiprocessors * level.planes * level.h * level.w;
       plan.levels.push_back(
           plan_level(level, std::max<int64_t>(1, share / std::max<int64_t>(1, pixels)), threads, kernel));
-      cost += plan.levels.back().blocks * (plan.levels.back().band_rows + kFlushRows) * threads;
+      const CudaLevelPlan& last = plan.levels.back();
+      // Strips also wait for loads of their neighbours' columns: an eighth more, by estimate.
+      cost += last.blocks * (last.band_rows + kFlushRows) * threads * (last.strips > 1 ? 9 : 8);
     }
     if (best.levels.empty() || cost < least_cost) best = plan, least_cost = cost;
   }
