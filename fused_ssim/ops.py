@@ -145,6 +145,8 @@ def _sums_setup_context(ctx, inputs, output):
 
 def _sums_backward(operators, ctx, grad_values, *_):
     _refuse_double_backward()
+    if grad_values is None:  # nothing was made of the values
+        return [None] * ctx.levels, [None] * ctx.levels, [None] * ctx.weights, *[None] * ctx.other_inputs
     divisor = ctx.grad_scale * (int(ctx.has_x) + int(ctx.has_y))
     saved = list(ctx.saved_tensors)
     factor = torch.cat([grad_values] * (int(ctx.has_x) + int(ctx.has_y))) if ctx.has_x and ctx.has_y else grad_values

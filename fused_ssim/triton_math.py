@@ -38,6 +38,11 @@ def splat(s, like):
 
 
 @triton.jit
+def reciprocal(v):
+    return 1.0 / v
+
+
+@triton.jit
 def power(b, e: tl.constexpr):
     """b^e and its derivative, by the rule of fused_ssim.reference.power."""
     if e == 1.0:
@@ -64,7 +69,7 @@ def paired_pixel(
     var_u, var_v = math_maximum(e_uu - p, zero), math_maximum(e_vv - q, zero)
     a1, b1 = (p - q) * 0.5 + c1, (p + q) * 0.5 + c1  # luminance = a1 / b1
     a2, b2 = (var_u - var_v) * 0.5 + c2, (var_u + var_v) * 0.5 + c2  # contrast * structure = a2 / b2
-    inverse = 1.0 / (b1 * b2)
+    inverse = reciprocal(b1 * b2)
     inverse_b1, inverse_b2 = inverse * b2, inverse * b1
     if form == PLAIN:
         s_a2 = a1 * inverse
