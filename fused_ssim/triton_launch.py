@@ -193,7 +193,7 @@ class _Launch:
                 index=_index(*x, *y, *(seeds or ()), *(out_x or ()), *(out_y or ())),
                 **self.definition.options,
                 sides=self.sides,
-                write_map=self.sides == 0 and out_x is not None,
+                write_map=self.sides == 0 and bool(out_x),
                 write_sums=sums is not None,
                 l1=l1,
                 normalize=ranges is not None,

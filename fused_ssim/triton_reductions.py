@@ -81,6 +81,7 @@ class Plane(NamedTuple):
 def pixel_offsets(begin, h, w, h_stride, w_stride):
     """A block of pixels of a plane, row by row: their offsets, and which of them exist."""
     index: tl.constexpr = h_stride.dtype
+    begin = w * 0 + begin  # a tensor, also where the interpreter counts with numbers
     pixel, width = begin.to(index) + tl.arange(0, _BLOCK).to(index), w.to(index)
     return pixel // width * h_stride + pixel % width * w_stride, pixel < h * w
 

@@ -39,8 +39,10 @@ class GlobalMemory:
 
     def pieces(self, addresses: np.ndarray, size: int, text: str):
         """For each buffer that is touched: which addresses, the buffer in elements of ``size``, and their indices."""
+        if len(addresses) == 0:
+            return
         which = np.searchsorted(self._starts, addresses, "right") - 1
-        first = which[0] if len(which) else -1
+        first = which[0]
         groups = [(first, slice(None))] if (which == first).all() else [(i, which == i) for i in np.unique(which)]
         for i, selected in groups:
             at = addresses[selected]

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 INTERPRETED = [
     "test_values and sum_and_its and (7x10 or 3x40)",
     "test_values and (map_under and 7x10 or 1x1x7x321 and sum or 1x1x259x17 and sum and same)",
-    "test_values and (window_sizes or float64 or other_constants)",
+    "test_values and (value_alone or window_sizes or float64 or other_constants)",
     "test_layouts and (strides and float32 and sum or expanded and sum or weights_of or channels_last) and not beyond",
     "test_robustness and (nan_and_inf_come and float32 and 1.0-nan or normalisation and nan or nearly_equal)",
     "test_robustness and (flat_patches and 0.6 and 1.2 and same or keep_their_digits or poisoned)",

@@ -56,6 +56,15 @@ def test_sum_and_its_gradients(backend, shape, exponents, padding):
     check(backend, (2, 3, *shape), reduction="sum", exponents=exponents, padding=padding)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_value_alone_where_nothing_needs_a_gradient(backend, reduction):
+    x, y = pair((2, 3, 13, 19))
+    value = fused_ssim.ssim(x.to(backend.device), y.to(backend.device), reduction=reduction, backend=backend.name)
+    assert not value.requires_grad
+    limit = tolerance(torch.float32).value
+    assert_close(value.cpu(), judge.ssim(x.double(), y.double(), reduction=reduction), limit, "value")
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("exponents", EXPONENTS, ids=str)
 @pytest.mark.parametrize("shape", [(7, 10), (23, 33)], ids=lambda s: f"{s[0]}x{s[1]}")
