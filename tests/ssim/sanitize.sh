@@ -10,7 +10,7 @@ trap 'rm -rf "$copy"' EXIT
 
 cp -r "$root/csrc" "$root/fused_ssim" "$root/setup.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$copy"
 mkdir "$copy/tests"
-cp -r "$root"/tests/*.py "$root/tests/ssim" "$copy/tests"
+cp -r "$root"/tests/*.py "$root/tests/cuda_emulator" "$root/tests/ssim" "$copy/tests"
 rm -f "$copy"/fused_ssim/*.so
 cd "$copy"
 
