@@ -9,11 +9,11 @@ of the vertical filter see 26 rows, so the block before and the block after hold
 nothing, each pixel is read once, and only the rows before survive a step. Columns overlap by 2 * REACH on each side.
 
 Why products: the filters need neighbours in both directions, and Triton has no registers or shared memory to shift
-by hand. On paper, not measured on a device: for each pixel of a block of 32 columns and the gradient by x, products 7 * (32 + 32) * 3 = 1344
-multiplications of tensor cores (three for one of float32: plain tf32 errs by 1e-3); all pixels of a map up to 32 wide
-are results, of a wider one at least 12 columns of 32. Blocks of 64 columns use more of what they compute, but their
-operands do not fit the registers. Shifted loads would take about 55 loads and 300 instructions, and their partials would
-have to go through memory.
+by hand. On paper, not measured on a device: for each pixel of a block of 32 columns and the gradient by x, products
+7 * (32 + 32) * 3 = 1344 multiplications of tensor cores (three for one of float32: plain tf32 errs by 1e-3); all
+pixels of a map up to 32 wide are results, of a wider one at least 12 columns of 32. Blocks of 64 columns use more of
+what they compute, but their operands do not fit the registers. Shifted loads would take about 55 loads and 300
+instructions, and their partials would have to go through memory.
 
 A product of a zero tap with a NaN or Inf is NaN, so those are taken out before and put back where the window sees them.
 """
