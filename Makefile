@@ -31,8 +31,10 @@ $(VENV)/lint.stamp: $(VENV)/project.stamp
 	$(BIN)/python -m pip install --quiet "ruff>=0.11" "mypy>=1.15" "clang-format>=18"
 	touch $@
 
+# Only what the extra names: installing the project once more would compile it once more.
 $(VENV)/docs.stamp: $(VENV)/project.stamp
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])" \
+		| xargs $(BIN)/python -m pip install --quiet
 	touch $@
 
 setup: $(VENV)/project.stamp

@@ -1,7 +1,5 @@
 """Which backends exist here, why others do not, and which one a tensor takes."""
 
-import re
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 
 def unavailable(backend: str, device_type: str, window_size: int = KERNEL_TAPS) -> str | None:
-    """Why ``backend`` cannot serve tensors of ``device_type``, or None where it can."""
+    """Why ``backend``, one of BACKENDS, cannot serve tensors of ``device_type``, or None where it can."""
     if backend == "reference":
         return None
     if window_size > KERNEL_TAPS:
@@ -25,9 +23,7 @@ def unavailable(backend: str, device_type: str, window_size: int = KERNEL_TAPS) 
         return native.error
     if backend == "cuda":
         return _cuda_unavailable(device_type)
-    if backend == "triton":
-        return triton_backend.unavailable(device_type)
-    return f"there is no backend of that name; there are {BACKENDS}"
+    return triton_backend.unavailable(device_type)
 
 
 def _cuda_unavailable(device_type: str) -> str | None:
@@ -35,16 +31,14 @@ def _cuda_unavailable(device_type: str) -> str | None:
         return f"it serves tensors on 'cuda', got {device_type!r}"
     if native.error is not None:
         return native.error
-    archs = native.build_info()["cuda_archs"]
-    assert isinstance(archs, list)
-    if not archs:
+    if not native.cuda_archs:
         return "it was built without CUDA kernels; install again where nvcc is in CUDA_HOME or PATH"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     major, minor = torch.cuda.get_device_capability()
-    least = min(int(re.sub(r"\D", "", arch)) for arch in archs)
-    if 10 * major + minor < least:
-        return f"the device has compute capability {major}.{minor}, its kernels were built for {', '.join(archs)}"
+    if 10 * major + minor < native.least_cuda_capability:
+        built = ", ".join(native.cuda_archs)
+        return f"the device has compute capability {major}.{minor}, its kernels were built for {built}"
     return None
 
 

@@ -1,6 +1,7 @@
 """Loads the compiled part, ``fused_ssim._C``, and keeps the reason where that fails."""
 
 import importlib
+import re
 import warnings
 
 error: str | None = None
@@ -18,3 +19,11 @@ except ImportError as failure:
 def build_info() -> dict[str, object]:
     """Facts of the build: compiler, instruction sets compiled and chosen, torch headers, CUDA architectures."""
     return {} if _C is None else dict(_C.build_info())
+
+
+# Asked for in every call, and by a compiler that cannot trace into the extension: found once.
+cuda_archs: tuple[str, ...] = () if _C is None else tuple(_C.build_info()["cuda_archs"])
+"""What the CUDA kernels were built for, such as "sm_90" and "compute_90"; empty where they were not."""
+
+least_cuda_capability = min((int(re.sub(r"\D", "", arch)) for arch in cuda_archs), default=0)
+"""10 * major + minor of the least device that they run on."""

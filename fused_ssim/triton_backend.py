@@ -15,10 +15,12 @@ from .ops import NAMESPACES
 interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
 """Whether Triton's interpreter runs the kernels, on CPU tensors."""
 
+_installed = importlib.util.find_spec("triton") is not None  # a search through folders: not in every call
+
 
 def unavailable(device_type: str) -> str | None:
     """Why Triton cannot serve tensors of ``device_type``, or None where it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _installed:
         return "the package triton is not installed"
     if device_type == "cuda":
         return "TRITON_INTERPRET=1 is set, and its interpreter takes CPU tensors" if interpreted else None
