@@ -94,29 +94,8 @@ SSIM_INLINE typename Simd<T>::V keep(typename Simd<T>::V v, typename Simd<T>::Ma
   return (typename Simd<T>::V)((typename Simd<T>::Mask)v & mask);
 }
 
-// Lane i of a takes lane i - step of b where i has the bit `step`; lane i of b takes lane i + step of a where it has
-// not.
-template <int step, class V, int... i>
-SSIM_INLINE void exchange(V& a, V& b, std::integer_sequence<int, i...>) {
-  constexpr int lanes = sizeof...(i);
-  const V first = __builtin_shufflevector(a, b, ((i & step) ? lanes + i - step : i)...);
-  b = __builtin_shufflevector(a, b, ((i & step) ? lanes + i : i + step)...);
-  a = first;
-}
-
-// Transposes the square of lanes: afterwards lane i of v[j] is what lane j of v[i] was.
-template <class T, int step = 1>
-SSIM_INLINE void transpose(typename Simd<T>::V* v) {
-  if constexpr (step < kLanes<T>) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i)
-      if (!(i & step)) exchange<step>(v[i], v[i + step], std::make_integer_sequence<int, kLanes<T>>());
-    transpose<T, 2 * step>(v);
-  }
-}
-
-// Holds a value in a register: a compiler that sees it loaded may load it again where it is used once more, and these
-// filters are bound by their loads.
+// Holds a value in a register: a compiler that sees it loaded may load it again where it is used once more, and much of
+// this is bound by its loads.
 template <class V>
 SSIM_INLINE V in_register(V v) {
 #if defined(__AVX512F__)
@@ -129,51 +108,59 @@ SSIM_INLINE V in_register(V v) {
   return v;
 }
 
-// Four neighbouring results of the 11-tap filter: out[i] = sum_k taps[k] at(k + i), with the taps' symmetry. Each of
-// the 14 values is loaded once, and used while it is in a register (no more than 16 are alive at a time); half of the
-// work is additions, for which some processors have ports of their own.
-template <class V, class At>
-SSIM_INLINE void filter_four(const V (&taps)[kRadius + 1], const At& at, V (&out)[4]) {
-  // Values of one parity meet only each other, the odd ones as the even ones in reverse.
-  {
-    const V r10 = in_register(at(10));
-    out[0] = taps[0] * (at(0) + r10);
-    const V r2 = in_register(at(2));
-    out[1] = taps[1] * (r2 + r10);
-    const V r12 = in_register(at(12));
-    out[2] = taps[0] * (r2 + r12);
-    const V r8 = in_register(at(8));
-    out[0] += taps[2] * (r2 + r8);
-    const V r4 = in_register(at(4));
-    out[3] = taps[1] * (r4 + r12);
-    out[2] += taps[2] * (r4 + r10);
-    const V r6 = in_register(at(6));
-    out[3] += taps[3] * (r6 + r10);
-    out[1] += taps[3] * (r4 + r8);
-    out[0] += taps[4] * (r4 + r6);
-    out[2] += taps[4] * (r6 + r8);
-    out[1] += taps[5] * r6;
-    out[3] += taps[5] * r8;
+// Within each 16 bytes, runs of `run` lanes of a and b alternate: those of their lower halves, or of their upper ones.
+template <class T, int run, bool upper, class V, int... i>
+SSIM_INLINE V unpack(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int lanes = kLanes<T>, sixteen = 16 / sizeof(T);
+  return __builtin_shufflevector(
+      a, b, (i / sixteen * sixteen + (upper ? sixteen / 2 : 0) + i % sixteen / (2 * run) * run + i % run +
+             (i / run % 2 ? lanes : 0))...);
+}
+
+// The even 16 bytes of a and then those of b, or the odd ones.
+template <class T, bool odd, class V, int... i>
+SSIM_INLINE V every_other(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int lanes = kLanes<T>, sixteen = 16 / sizeof(T);
+  return __builtin_shufflevector(a, b, (i % (lanes / 2) / sixteen * 2 * sixteen + (odd ? sixteen : 0) + i % sixteen +
+                                        (i >= lanes / 2 ? lanes : 0))...);
+}
+
+// Transposes the square of lanes: afterwards lane i of v[j] is what lane j of v[i] was. First the squares within 16
+// bytes, then the square of these: each step is one cheap instruction a vector.
+template <class T>
+SSIM_INLINE void transpose(typename Simd<T>::V* v) {
+  using V = typename Simd<T>::V;
+  constexpr int lanes = kLanes<T>, sixteen = 16 / sizeof(T), blocks = lanes / sixteen;
+  constexpr auto all = std::make_integer_sequence<int, lanes>();
+#pragma GCC unroll 8
+  for (int i = 0; i < lanes; i += 2) {
+    const V low = unpack<T, 1, false>(v[i], v[i + 1], all), high = unpack<T, 1, true>(v[i], v[i + 1], all);
+    v[i] = low, v[i + 1] = high;
   }
-  {
-    const V r3 = in_register(at(3));
-    out[3] += taps[0] * (at(13) + r3);
-    const V r11 = in_register(at(11));
-    out[2] += taps[1] * (r11 + r3);
-    const V r1 = in_register(at(1));
-    out[1] += taps[0] * (r11 + r1);
-    const V r5 = in_register(at(5));
-    out[3] += taps[2] * (r11 + r5);
-    const V r9 = in_register(at(9));
-    out[0] += taps[1] * (r9 + r1);
-    out[1] += taps[2] * (r9 + r3);
-    const V r7 = in_register(at(7));
-    out[0] += taps[3] * (r7 + r3);
-    out[2] += taps[3] * (r9 + r5);
-    out[3] += taps[4] * (r9 + r7);
-    out[1] += taps[4] * (r7 + r5);
-    out[2] += taps[5] * r7;
-    out[0] += taps[5] * r5;
+  if constexpr (sixteen == 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < lanes; i += 4) {
+      const V a = v[i], b = v[i + 1], c = v[i + 2], d = v[i + 3];
+      v[i] = unpack<T, 2, false>(a, c, all), v[i + 1] = unpack<T, 2, true>(a, c, all);
+      v[i + 2] = unpack<T, 2, false>(b, d, all), v[i + 3] = unpack<T, 2, true>(b, d, all);
+    }
+  }
+  if constexpr (blocks > 1) {
+#pragma GCC unroll 4
+    for (int e = 0; e < sixteen; ++e) {
+      if constexpr (blocks == 2) {
+        const V a = v[e], b = v[e + sixteen];
+        v[e] = every_other<T, false>(a, b, all), v[e + sixteen] = every_other<T, true>(a, b, all);
+      } else {
+        const V a = v[e], b = v[e + sixteen], c = v[e + 2 * sixteen], d = v[e + 3 * sixteen];
+        const V even = every_other<T, false>(a, b, all), odd = every_other<T, true>(a, b, all);
+        const V even_too = every_other<T, false>(c, d, all), odd_too = every_other<T, true>(c, d, all);
+        v[e] = every_other<T, false>(even, even_too, all);
+        v[e + sixteen] = every_other<T, false>(odd, odd_too, all);
+        v[e + 2 * sixteen] = every_other<T, true>(even, even_too, all);
+        v[e + 3 * sixteen] = every_other<T, true>(odd, odd_too, all);
+      }
+    }
   }
 }
 

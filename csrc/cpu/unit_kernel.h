@@ -1,15 +1,15 @@
 // One unit, in one pass over its rows: moments, SSIM, partial derivatives and gradients, each a few rows behind the
 // last.
 //
-//   rows of x, y  ->  ring of u, v, u^2, v^2  ->  filter down, then along  ->  SSIM and its partials
-//   ->  ring of partials  ->  filter down, then along  ->  gradient rows, 5 behind the partials
+//   rows of x, y  ->  ring of u, v  ->  filter u, v, u^2, v^2 down, then along  ->  SSIM and its partials
+//   ->  ring of partials  ->  filter down, then along  ->  gradient rows, 5 behind the partials, in the ring of u, v
 //
-// A row is a sequence of columns, a column one vector for each map, a vector one pixel of each lane's band (unit.h).
-// Four rows, and along a row four columns, go together, so that a filter reads 14 values for four results instead
-// of 44. Rows are counted from each lane's row0, columns from the first one with partials. Included once for each
-// instruction set.
+// A row is a sequence of columns, a column a few vectors, a vector one pixel of each lane's band (unit.h). Several rows,
+// and along a row several columns, go together, so that a filter reads each value once for all of its results. Rows are
+// counted from each lane's row0, columns from the first one with partials. Included once for each instruction set.
 #pragma once
 
+#include "filters.h"
 #include "rows_kernel.h"
 #include "unit.h"
 
@@ -25,7 +25,7 @@ class UnitKernel {
   static constexpr bool separate = form == Form::kSeparate;
   static constexpr int moments = separate ? 5 : 4;
   static constexpr int maps = sides == 0 ? 1 : sides == 1 ? 3 : separate ? 5 : 4;
-  static constexpr int64_t kOutput = kBlock + lanes;  // columns of an output row, with the last of the block before
+  static constexpr int64_t pixel = 2 * lanes, partial = maps * lanes;  // from a column of a ring to the next, in T
 
  public:
   explicit UnitKernel(UnitCall<T>& call)
@@ -53,16 +53,18 @@ class UnitKernel {
   }
 
   void run() {
-    const int64_t first = sides && highest_ > 0 ? -kRadius : 0;
-    const int64_t end = unit_.rows + (sides ? kRadius : 0);
+    const int64_t end = unit_.rows + (sides ? kRadius : 0), first = first_row(end);
     int64_t loaded = first - kRadius;
-    for (int64_t q = first, step = 0; q < end; q += kStep, ++step) {
-      for (; loaded < q + kStep + kRadius; ++loaded) load_row(loaded, moments_row(loaded - first));
+    bool begun = false;
+    for (int64_t q = first, step = 0; q < end; q += kRows, ++step) {
+      for (; loaded < q + kRows + kRadius; ++loaded) load_row(loaded, pixels_row(loaded - first));
       // Both rings turn alike: each window begins where its ring did, `phase` pairs of rows ago.
-      const int phase = static_cast<int>(step * (kStep / 2) % (kRing / 2));
+      const int phase = static_cast<int>(step * (kRows / 2) % kPhases);
       pixel_rows(q, q - first, phase);
-      const int64_t p = q - kRadius;
-      if (sides && p + kStep > 0 && p < unit_.rows) gradient_rows(p, q - first, phase);
+      if (!has_gradients(q)) continue;
+      for (int64_t at = q - first - 2 * kRadius; !begun && at < 0; ++at) clear_partials(partials_row(at));
+      begun = true;
+      gradient_rows(q - kRadius, q - first, phase);
     }
   }
 
@@ -87,6 +89,28 @@ class UnitKernel {
     return r;
   }
 
+  // Where to begin, so that as few steps as possible have something to filter down.
+  int64_t first_row(int64_t end) const {
+    const int64_t first = sides && highest_ > 0 ? -kRadius : 0;
+    const int64_t pixels0 = larger(first, margin_ - highest_), pixels1 = smaller(end, level_.h - margin_ - lowest_);
+    int64_t best = first, least = INT64_MAX;
+    for (int64_t start = first; start > first - kRows; --start) {
+      int64_t time = 0;
+      for (int64_t q = start; q < end; q += kRows) {
+        if (q < pixels1 && q + kRows > pixels0) time += moments;
+        if (has_gradients(q)) time += maps;
+      }
+      if (time < least) best = start, least = time;
+    }
+    return best;
+  }
+
+  // Whether the step that begins at row q reaches rows of the gradient.
+  bool has_gradients(int64_t q) const {
+    const int64_t p = q - kRadius;
+    return sides != 0 && p + kRows > 0 && p < unit_.rows;
+  }
+
   void lay_out_lanes() {
     lowest_ = highest_ = unit_.bands[0].row0;
     for (int i = 0; i < lanes; ++i) {
@@ -97,6 +121,11 @@ class UnitKernel {
       low_x_[i] = static_cast<T>(call_.range_x[from].low), scale_x_[i] = static_cast<T>(call_.range_x[from].scale);
       low_y_[i] = static_cast<T>(call_.range_y[from].low), scale_y_[i] = static_cast<T>(call_.range_y[from].scale);
     }
+    x_ = bands_of(level_.x), y_ = bands_of(level_.y);
+    if (seeded_) seed_ = bands_of(level_.seed);
+    if (level_.map.data) map_ = bands_of(level_.map);
+    if (sides) grad_x_ = bands_of(level_.grad_x);
+    if (sides == 2) grad_y_ = bands_of(level_.grad_y);
   }
 
   // ---- memory ----
@@ -105,99 +134,97 @@ class UnitKernel {
 
   void lay_out_memory() {
     T* next = static_cast<T*>(call_.workspace);
-    const auto take = [&](int64_t vectors, int64_t before) {  // `before` vectors lie in front of the pointer
-      T* begin = next + before * lanes;
-      next += vectors * lanes;
+    const auto take = [&](int64_t elements, int64_t before) {  // so many lie in front of the pointer
+      T* begin = next + before;
+      next += elements;
       return begin;
     };
-    constexpr int64_t row = kRowStride<T> / lanes, block = kFilteredStride<T> / lanes;
-    moments_ring_ = take(kRing * row, kRadius * moments);
-    partials_ring_ = take(kRing * row, kRadius * maps);
-    filtered_ = take(kStep * block, 0);
-    for (T*& output : output_) output = take(kStep * kOutput, lanes);
-    seed_ = take(kBlock, 0);
-    scratch_ = take(kSpan, 0);
-    static_assert(bytes(2 * kRing * row + kStep * (block + 2 * kOutput) + kBlock + kSpan) <= kWorkspaceBytes);
-    if (sides)  // the ring of partials starts with rows outside
-      for (int i = 0; i < kRing; ++i) clear_partials(partials_ring_ + i * kRowStride<T>);
+    pixels_ring_ = take(kRing * kPixelStride, kRadius * pixel);
+    partials_ring_ = take(kRing * kPartialStride, kRadius * partial);
+    filtered_ = take(kFiltered, 0);
+    seeds_ = take(kRows * kSpan * lanes, 0);
+    scratch_ = take(kSpan * lanes, 0);
+    static_assert((kRing * (kPixelStride + kPartialStride) + kFiltered + (kRows + 1) * kSpan * lanes) *
+                      static_cast<int64_t>(sizeof(T)) <=
+                  kWorkspaceBytes);
     if (mirror_left_ || mirror_right_) fold_column_taps();
   }
 
+  static constexpr int64_t kPixelStride = kRowStride<T, 2>, kPartialStride = kRowStride<T, maps>;
+  static constexpr int64_t kFiltered = kSlots * kSlotStride<T, (moments > maps ? moments : maps)>;
+
   // Rows of the rings by their distance from the first with partials.
-  T* moments_row(int64_t at) const { return moments_ring_ + (at + kRadius) % kRing * kRowStride<T>; }
-  T* partials_row(int64_t at) const { return partials_ring_ + (at + 2 * kRadius) % kRing * kRowStride<T>; }
+  T* pixels_row(int64_t at) const { return pixels_ring_ + (at + kRadius) % kRing * kPixelStride; }
+  T* partials_row(int64_t at) const { return partials_ring_ + (at + 2 * kRadius) % kRing * kPartialStride; }
+  T* seeds_row(int i) const { return seeds_ + i * kSpan * lanes; }
 
-  void clear_partials(T* row) const {
-    __builtin_memset(row + keep0_ * maps * lanes, 0, bytes((keep1_ - keep0_) * maps));
+  void clear_partials(T* row) const { __builtin_memset(row + keep0_ * partial, 0, bytes((keep1_ - keep0_) * maps)); }
+
+  // A tensor, and where row0 of each lane's band begins in it.
+  struct Bands {
+    const View* view;
+    bool dense;  // its rows are used in place
+    int64_t start[lanes];
+  };
+
+  Bands bands_of(const View& view) const {
+    Bands bands;
+    bands.view = &view;
+    bands.dense = view.dtype == (sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64) && view.stride_w == 1;
+    for (int i = 0; i < lanes; ++i)
+      bands.start[i] = band_[i].n * view.stride_n + band_[i].c * view.stride_c + band_[i].row0 * view.stride_h;
+    return bands;
   }
 
-  static constexpr DType native = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
-
-  static int64_t at(const View& view, const Band& band, int64_t row, int64_t column) {
-    return band.n * view.stride_n + band.c * view.stride_c + row * view.stride_h + column * view.stride_w;
-  }
-
-  // Reads `count` columns of a tensor from (row0 + row, column) on into vectors, `stride` apart. A row outside is read
-  // mirrored, or at the nearest inside.
-  void read(const View& view, int64_t row, int64_t height, int64_t column, int64_t count, T* to, int64_t stride) {
-    const bool dense = view.dtype == native && view.stride_w == 1;
+  // Reads `count` columns of a tensor from (row0 + row, column) on and calls put(column, vector) for each. A row outside
+  // is read mirrored, or at the nearest inside.
+  template <class Put>
+  SSIM_INLINE void read(const Bands& bands, int64_t row, int64_t height, int64_t column, int64_t count,
+                        const Put& put) {
+    const View& view = *bands.view;
+    const int64_t across = column * view.stride_w;
     const T* from[lanes];
     for (int i = 0; i < lanes; ++i) {
-      int64_t a = band_[i].row0 + row;
-      if (a < 0 || a >= height) a = reflect_ ? mirrored(a, height) : a < 0 ? 0 : height - 1;
-      if (dense) {
-        from[i] = static_cast<const T*>(view.data) + at(view, band_[i], a, column);
+      int64_t at = row, in_plane = band_[i].row0 + row;
+      if (in_plane < 0 || in_plane >= height)
+        at = (reflect_ ? mirrored(in_plane, height) : in_plane < 0 ? 0 : height - 1) - band_[i].row0;
+      const int64_t offset = bands.start[i] + at * view.stride_h + across;
+      if (bands.dense) {
+        from[i] = static_cast<const T*>(view.data) + offset;
       } else {
-        call_.access.load(scratch_ + i * kSpan, view, at(view, band_[i], a, column), count);
+        call_.access.load(scratch_ + i * kSpan, view, offset, count);
         from[i] = scratch_ + i * kSpan;
       }
     }
-    gather(from, count, dense ? fetch_ahead(view) : 0, to, stride);
+    gather(from, count, bands.dense ? fetch_ahead(view) : 0, put);
   }
 
   // Elements from a pixel to the one worth fetching while it is read: of the next rows, or of the next unit's planes
   // where this unit's own fit into the cache beside the rings.
   int64_t fetch_ahead(const View& view) const {
     const bool small = unit_.rows * level_.w * lanes * static_cast<int64_t>(sizeof(T)) <= kSmallPlanes;
-    return small ? view.stride_c * lanes : view.stride_h * kStep;
+    return small ? view.stride_c * lanes : view.stride_h * kRows;
   }
 
-  // Where the lanes of four rows of an output go, and the row of scratch of those that go nowhere (or not straight).
-  struct Target {
-    const View* view;
-    bool dense;
-    T* to[kStep][lanes];
-  };
-
-  // Rows row to row + 3 of a tensor, from `column` on.
-  Target target(const View& view, int64_t row, const Rows* inside, int64_t column) const {
-    Target target;
-    target.view = &view;
-    target.dense = view.dtype == native && view.stride_w == 1;
-    for (int i = 0; i < kStep; ++i)
-      for (int lane = 0; lane < lanes; ++lane) {
-        const bool there = lane < unit_.count && inside[i].any && (inside[i].all || inside[i].mask[lane]);
-        target.to[i][lane] = target.dense && there ? static_cast<T*>(view.data) +
-                                                         at(view, band_[lane], band_[lane].row0 + row + i, column)
-                                                   : nullptr;
-      }
-    return target;
+  // Seeds of row `row` of a map, from the map's column `column` on.
+  void read_seeds(int64_t row, int64_t height, int64_t column, int64_t count, T* to) {
+    read(seed_, row, height, column, count,
+         [&](int64_t j, V v) __attribute__((always_inline)) { store(to + j * lanes, v); });
   }
 
-  // Writes `count` vectors to columns [offset, offset + count) of a target's row i. The last of a block stay in front
-  // of the next one, see scatter.
-  void write(const Target& target, int i, int64_t row, const Rows& inside, int64_t column, int64_t offset, T* values,
-             int64_t count) {
+  // Writes `count` vectors, `stride` vectors apart, to a tensor at (row0 + row, column), as far as bands have that row.
+  void write(const Bands& bands, int64_t row, const Rows& inside, int64_t column, int64_t count, const T* values,
+             int64_t stride) {
+    const View& view = *bands.view;
+    const int64_t offset = row * view.stride_h + column * view.stride_w;
     T* to[lanes];
-    for (int lane = 0; lane < lanes; ++lane)
-      to[lane] = target.to[i][lane] ? target.to[i][lane] + offset : scratch_ + lane * kOutput + lanes;
-    scatter(values, count, offset > 0 || !target.dense, to);
-    for (int lane = 0; !target.dense && lane < unit_.count; ++lane)
-      if (inside.all || inside.mask[lane])
-        call_.access.store(to[lane], *target.view,
-                           at(*target.view, band_[lane], band_[lane].row0 + row, column + offset), count);
-    for (int k = 0; k < lanes; ++k)
-      store(values + (k - lanes) * lanes, in_register(load(values + (kBlock - lanes + k) * lanes)));
+    for (int i = 0; i < lanes; ++i) {
+      const bool there = bands.dense && i < unit_.count && (inside.all || inside.mask[i]);
+      to[i] = there ? static_cast<T*>(view.data) + bands.start[i] + offset : scratch_ + i * kSpan;
+    }
+    scatter(values, stride, count, to);
+    for (int i = 0; !bands.dense && i < unit_.count; ++i)
+      if (inside.all || inside.mask[i]) call_.access.store(to[i], view, bands.start[i] + offset, count);
   }
 
   // Lanes hold the sums of a row, few enough pixels to stay exact to their last bits; rows add up in double.
@@ -208,28 +235,27 @@ class UnitKernel {
 
   // ---- x and y ----
 
-  // Row `row` of u, v, u^2, v^2 (and uv).
+  // Row `row` of u and v.
   void load_row(int64_t row, T* out) {
     const Rows inside = rows(row, 0);
     if (!inside.any && !reflect_) {
-      __builtin_memset(out + fill0_ * moments * lanes, 0, bytes((fill1_ - fill0_) * moments));
+      __builtin_memset(out + fill0_ * pixel, 0, bytes((fill1_ - fill0_) * 2));
       return;
     }
     const int64_t column = origin_ + load0_, count = load1_ - load0_;
-    T* own = out + load0_ * moments * lanes;
-    read(level_.x, row, level_.h, column, count, own, moments);
-    read(level_.y, row, level_.h, column, count, own + lanes, moments);
-    const bool outside = !inside.all && !reflect_;
-    for (T* to = own; to != own + count * moments * lanes; to += moments * lanes) {
-      const V x = (load(to) - low_x_) * scale_x_, y = (load(to + lanes) - low_y_) * scale_y_;
-      V u = x + y, v = x - y;
-      if (outside) u = keep<T>(u, inside.mask), v = keep<T>(v, inside.mask);
-      store(to, u);
-      store(to + lanes, v);
-      store(to + 2 * lanes, u * u);
-      store(to + 3 * lanes, v * v);
-      if constexpr (separate) store(to + 4 * lanes, u * v);
-    }
+    T* own = out + load0_ * pixel;
+    const V low_x = low_x_, scale_x = scale_x_, low_y = low_y_, scale_y = scale_y_;
+    read(x_, row, level_.h, column, count, [&](int64_t j, V x) __attribute__((always_inline)) {
+      store(own + j * pixel, (x - low_x) * scale_x);
+    });
+    read(y_, row, level_.h, column, count, [&](int64_t j, V y) __attribute__((always_inline)) {
+      const V x = load(own + j * pixel);
+      y = (y - low_y) * scale_y;
+      store(own + j * pixel, x + y);
+      store(own + j * pixel + lanes, x - y);
+    });
+    if (!inside.all && !reflect_)
+      for (T* to = own; to != own + count * pixel; to += lanes) store(to, keep<T>(load(to), inside.mask));
     if (mirror_left_)
       for (int64_t d = 1; d <= kRadius; ++d) copy_column(out, -d);
     if (mirror_right_)
@@ -240,91 +266,98 @@ class UnitKernel {
   void copy_column(T* row, int64_t column) const {
     // A unit narrower than its map is wide enough never to be mirrored twice.
     const int64_t from = mirrored(origin_ + column, level_.w) - origin_;
-    __builtin_memcpy(row + column * moments * lanes, row + from * moments * lanes, bytes(moments));
+    __builtin_memcpy(row + column * pixel, row + from * pixel, bytes(2));
   }
 
-  void sum_l1(int64_t row, const Rows& inside, const T* moments_row) {
+  void sum_l1(int64_t row, const Rows& inside, const T* pixels) {
     if (!inside.any) return;
+    if (seeded_) read_seeds(row, level_.h, origin_ + own0_, own1_ - own0_, seeds_);
     V sum{};
     for (int64_t c = own0_; c < own1_; ++c) {
-      const int64_t in_block = (c - own0_) % kBlock;
-      if (seeded_ && in_block == 0) read(level_.seed, row, level_.h, origin_ + c, smaller(kBlock, own1_ - c), seed_, 1);
-      const V v = load(moments_row + (c * moments + 1) * lanes);
+      const V v = load(pixels + c * pixel + lanes);
       const V distance = v < T(0) ? -v : v;
-      sum += seeded_ ? distance * load(seed_ + in_block * lanes) : distance;
+      sum += seeded_ ? distance * load(seeds_ + (c - own0_) * lanes) : distance;
     }
     add(&UnitSums::l1, sum, inside, p_.data_range);
   }
 
   // ---- filters ----
 
-  // Filters the 14 rows of a ring down and then along, block by block: calls block(c, n) for columns [c, c + n) of the
-  // results [first, last). Only columns [begin, end) of the ring are other than zero. fold(out, from, to) may filter
-  // these columns down once more.
-  template <int count, class Fold, class Block>
-  SSIM_INLINE void filter_blocks(int phase, const T* ring, int64_t begin, int64_t end, int64_t first, int64_t last,
-                                 const Fold& fold, const Block& block) {
+  // Filters a window of a ring's rows down and then along, a few columns at a time: calls group(slot, c, n) for columns
+  // [c, c + n) of the results [first, last), whose window begins at filtered column `slot`, an integral constant. Only
+  // columns [begin, end) of the ring are other than zero. fold(slot, from, to) may filter these columns down once more.
+  template <Column column, int count, class Fold, class Group>
+  SSIM_INLINE void filter_groups(int phase, const T* ring, int64_t begin, int64_t end, int64_t first, int64_t last,
+                                 const Fold& fold, const Group& group) {
     int64_t done = first - kRadius;  // columns filtered down
-    for (int64_t c = first; c < last; c += kBlock) {
-      const int64_t n = smaller(kBlock, last - c), need = c + (n + kStep - 1) / kStep * kStep + kRadius;
-      T* const out = filtered_ - (c - kRadius) * count * lanes;  // of column 0
+    const auto slot = [&](int64_t c) { return c - first + kRadius; };
+    for (int64_t c = first; c < last; c += kColumns) {
+      const int64_t n = smaller(kColumns, last - c), need = c + kColumns + kRadius;
       const int64_t from = smaller(larger(done, begin), need), to = larger(from, smaller(need, end));
-      clear_filtered<count>(out, done, from);
-      filter_rows<T>(phase, ring, out + from * count * lanes, from * count, to * count, taps_);
-      fold(out, from, to);
-      clear_filtered<count>(out, to, need);
+      clear_filtered<count>(slot(done), slot(from));
+      filter_down<T, column, count>(phase, ring, from, to, filtered_, slot(from), taps_);
+      fold(slot(from), from, to);
+      clear_filtered<count>(slot(to), slot(need));
       done = need;
-      block(c, n);
-      if (c + kBlock >= last) break;
-      for (int i = 0; i < kStep; ++i) {
-        T* row = filtered_ + i * kFilteredStride<T>;
-        for (int64_t k = 0; k < 2 * kRadius * count; ++k)
-          store(row + k * lanes, in_register(load(row + (k + kBlock * count) * lanes)));
+      static_assert(kSlots == 4 * kColumns);
+      switch ((c - first) / kColumns % 4) {
+        case 0: group(std::integral_constant<int, 0>(), c, n); break;
+        case 1: group(std::integral_constant<int, kColumns>(), c, n); break;
+        case 2: group(std::integral_constant<int, 2 * kColumns>(), c, n); break;
+        default: group(std::integral_constant<int, 3 * kColumns>(), c, n); break;
       }
     }
   }
 
+  // Filtered column `slot` of row i.
   template <int count>
-  static void clear_filtered(T* out, int64_t begin, int64_t end) {
-    if (begin == end) return;
-    for (int i = 0; i < kStep; ++i)
-      __builtin_memset(out + i * kFilteredStride<T> + begin * count * lanes, 0, bytes((end - begin) * count));
+  T* filtered(int64_t slot, int i) const {
+    return filtered_ + slot % kSlots * kSlotStride<T, count> + i * count * lanes;
   }
 
-  // Four columns along filtered row i, from the one `column` columns into the block on: results[map][column].
   template <int count>
-  SSIM_INLINE void filter_along(int i, int64_t column, V (&results)[count][kStep]) const {
-    const V taps[kRadius + 1] = {taps_[0], taps_[1], taps_[2], taps_[3], taps_[4], taps_[5]};
-    const T* window = filtered_ + i * kFilteredStride<T> + column * count * lanes;
-#pragma GCC unroll 5
-    for (int k = 0; k < count; ++k)
-      filter_four(
-          taps, [&](int t) __attribute__((always_inline)) { return load(window + (t * count + k) * lanes); },
-          results[k]);
+  void clear_filtered(int64_t begin, int64_t end) const {
+    for (int64_t slot = begin; slot < end; ++slot) __builtin_memset(filtered<count>(slot, 0), 0, bytes(kRows * count));
   }
 
   // ---- SSIM ----
 
-  // SSIM and its partials of rows q to q + 3; `at` is q's distance from the first row with partials.
+  // SSIM and its partials of rows q to q + kRows - 1; `at` is q's distance from the first row with partials.
   void pixel_rows(int64_t q, int64_t at, int phase) {
-    Rows inside[kStep];
+    Rows inside[kRows];
     bool any = false;
-    for (int i = 0; i < kStep; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       inside[i] = rows(q + i, margin_);
       any |= inside[i].any;
       if (sides && !inside[i].any) clear_partials(partials_row(at + i));
+      if (seeded_ && inside[i].any)  // a map's rows begin `margin` rows below the plane's
+        read_seeds(q + i - margin_, level_.h - 2 * margin_, origin_ + keep0_ - margin_, keep1_ - keep0_, seeds_row(i));
     }
     if (!any) return;
-    V sums[kStep] = {}, seeds[kStep] = {};
-    Target to_map;
-    if (!sides && level_.map.data) to_map = target(level_.map, q - margin_, inside, origin_ + keep0_ - margin_);
-    filter_blocks<moments>(
-        phase, moments_ring_, fill0_, fill1_, keep0_, keep1_, [](T*, int64_t, int64_t) {},
-        [&](int64_t c, int64_t n) {
-          for (int i = 0; i < kStep; ++i)
-            if (inside[i].any) pixels(q + i, i, inside[i], c, n, partials_row(at + i), sums[i], seeds[i], to_map);
+    V sums[kRows] = {}, seeds[kRows] = {};
+    filter_groups<Column::kPixel, moments>(
+        phase, pixels_ring_, fill0_, fill1_, keep0_, keep1_, [](int64_t, int64_t, int64_t) {},
+        [&](auto slot, int64_t c, int64_t n) __attribute__((always_inline)) {
+          // Apart from the filters, so that several pixels' long chains of operations run beside each other.
+          V m[kRows][moments][kColumns];
+          for (int i = 0; i < kRows; ++i)
+            if (inside[i].any) filter_along<T, moments, slot()>(filtered_ + i * moments * lanes, taps_, m[i]);
+          for (int i = 0; i < kRows; ++i) {
+            if (!inside[i].any) continue;
+            const bool own_row = q + i >= 0 && q + i < unit_.rows;
+            T* partials = partials_row(at + i) + c * partial;
+            if (inside[i].all && !seeded_)
+              pixels<true>(m[i], n, inside[i], own_row ? c : own1_, partials, nullptr, sums[i], seeds[i]);
+            else
+              pixels<false>(m[i], n, inside[i], own_row ? c : own1_, partials, seeds_row(i) + (c - keep0_) * lanes,
+                            sums[i], seeds[i]);
+          }
         });
-    for (int i = 0; i < kStep; ++i) {
+    for (int i = 0; i < kRows; ++i) {
+      // Without gradients a unit has no pixels but its own.
+      if (!sides && level_.map.data && inside[i].any)
+        write(map_, q + i - margin_, inside[i], origin_ + keep0_ - margin_, keep1_ - keep0_,
+              partials_row(at + i) + keep0_ * partial, maps);
       if (!inside[i].any || q + i < 0 || q + i >= unit_.rows) continue;
       add(&UnitSums::ssim, sums[i], inside[i]);
       if (!seeded_) seeds[i] += static_cast<T>(larger(0, smaller(own1_, keep1_) - larger(own0_, keep0_)));
@@ -332,166 +365,139 @@ class UnitKernel {
     }
   }
 
-  // `n` columns of filtered row i; `simple`: of all lanes, and without weights.
+  // `n` pixels of a row, from their moments; `simple`: of all lanes, and without weights. Those of columns
+  // [own0_, own1_) are summed, counted from `column`.
   template <bool simple>
-  void pixel_columns(int i, const Rows& inside, int64_t n, int64_t own, int64_t owned, T* partials, T* values, V& sums,
-                     V& seeds) const {
+  SSIM_INLINE void pixels(const V (&m)[moments][kColumns], int64_t n, const Rows& inside, int64_t column, T* partials,
+                          const T* weights, V& sum, V& seeds) const {
     const Constants<T> constants = constants_;
-    V sum = sums;
-    // Apart from the filters, so that several pixels' long chains of operations run beside each other.
-    V m[kBlock / kStep][moments][kStep];
-    for (int64_t j = 0; j < n; j += kStep) filter_along<moments>(i, j, m[j / kStep]);
-    for (int64_t j = 0; j < n; j += kStep) {
-      const V(*of)[kStep] = m[j / kStep];
-      const int64_t columns = smaller(kStep, n - j);
 #pragma GCC unroll 1
-      for (int64_t t = 0; t < columns; ++t, partials += maps * lanes) {
-        Pixel<V> r;
-        if constexpr (separate)
-          r = separate_pixel(of[0][t], of[1][t], of[2][t], of[3][t], of[4][t], constants);
-        else
-          r = paired_pixel<form>(of[0][t], of[1][t], of[2][t], of[3][t], constants);
-        V weight{};
-        if (!simple && seeded_) weight = load(seed_ + (j + t) * lanes);
-        if (!sides) store(values + (j + t) * lanes, r.value);
-        if (static_cast<uint64_t>(own + j + t) < static_cast<uint64_t>(owned)) {
-          sum += !simple && seeded_ ? r.value * weight : r.value;
-          if (!simple && seeded_) seeds += weight;
-        }
-        if constexpr (sides != 0) {
-          V map[maps];
-          if constexpr (sides == 1) {
-            const Adjoint<V> a = adjoint_x<separate>(r);
-            map[0] = a.a, map[1] = a.b, map[2] = a.c;
-          } else {
-            map[0] = r.d_u, map[1] = r.d_v, map[2] = r.d_uu, map[3] = r.d_vv;
-            if constexpr (separate) map[4] = r.d_uv;
-          }
-          for (int k = 0; k < maps; ++k) {
-            if (!simple && seeded_) map[k] *= weight;
-            if (!simple && !inside.all) map[k] = keep<T>(map[k], inside.mask);
-            store(partials + k * lanes, map[k]);
-          }
-        }
+    for (int64_t t = 0; t < n; ++t, partials += partial) {
+      Pixel<V> r;
+      if constexpr (separate)
+        r = separate_pixel(m[0][t], m[1][t], m[2][t], m[3][t], m[4][t], constants);
+      else
+        r = paired_pixel<form>(m[0][t], m[1][t], m[2][t], m[3][t], constants);
+      V weight{};
+      if (!simple && seeded_) weight = load(weights + t * lanes);
+      if (static_cast<uint64_t>(column + t - own0_) < static_cast<uint64_t>(own1_ - own0_)) {
+        sum += !simple && seeded_ ? r.value * weight : r.value;
+        if (!simple && seeded_) seeds += weight;
+      }
+      V map[maps];
+      if constexpr (sides == 0) {
+        store(partials, r.value);
+        continue;
+      } else if constexpr (sides == 1) {
+        const Adjoint<V> a = adjoint_x<separate>(r);
+        map[0] = a.a, map[1] = a.b, map[2] = a.c;
+      } else {
+        map[0] = r.d_u, map[1] = r.d_v, map[2] = r.d_uu, map[3] = r.d_vv;
+        if constexpr (separate) map[4] = r.d_uv;
+      }
+      for (int k = 0; k < maps; ++k) {
+        if (!simple && seeded_) map[k] *= weight;
+        if (!simple && !inside.all) map[k] = keep<T>(map[k], inside.mask);
+        store(partials + k * lanes, map[k]);
       }
     }
-    sums = sum;
-  }
-
-  // Columns [begin, begin + n) of row q, which is filtered row i.
-  SSIM_INLINE void pixels(int64_t q, int i, const Rows& inside, int64_t begin, int64_t n, T* partials, V& sums,
-                          V& seeds, const Target& to_map) {
-    const bool own_row = q >= 0 && q < unit_.rows;
-    if (seeded_)  // a map's rows begin `margin` rows below the plane's
-      read(level_.seed, q - margin_, level_.h - 2 * margin_, origin_ + begin - margin_, n, seed_, 1);
-    T* const values = output_[0] + i * kOutput * lanes;
-    // The unit's own pixels: those of an unsigned number below `owned` from `own` on.
-    const int64_t own = begin - own0_, owned = own_row ? own1_ - own0_ : 0;
-    if (inside.all && !seeded_)
-      pixel_columns<true>(i, inside, n, own, owned, partials + begin * maps * lanes, values, sums, seeds);
-    else
-      pixel_columns<false>(i, inside, n, own, owned, partials + begin * maps * lanes, values, sums, seeds);
-    // Without gradients a unit has no pixels but its own.
-    if (!sides && level_.map.data)
-      write(to_map, i, q - margin_, inside, origin_ + keep0_ - margin_, begin - keep0_, values, n);
   }
 
   // ---- gradients ----
 
-  // The gradients of rows p to p + 3, 5 behind those of `at` and `phase`.
+  // The gradients of rows p to p + kRows - 1, 5 behind those of `at` and `phase`. They take the place of u and v, which
+  // no later row needs.
   void gradient_rows(int64_t p, int64_t at, int phase) {
-    Rows inside[kStep];
-    bool folds[kStep] = {};
-    V folded[kStep][kTaps];
-    for (int i = 0; i < kStep; ++i) {
+    Rows inside[kRows];
+    bool folds[kRows] = {};
+    V folded[kRows][kTaps];
+    for (int i = 0; i < kRows; ++i) {
       inside[i] = rows(p + i, 0);
       inside[i].any = inside[i].any && p + i >= 0 && p + i < unit_.rows;
       if (reflect_ && inside[i].any) folds[i] = fold_row_taps(p + i, folded[i]);
+      if (by_l1_ != 0 && seeded_ && inside[i].any)
+        read_seeds(p + i, level_.h, origin_ + own0_, own1_ - own0_, seeds_row(i));
     }
-    V grads[kStep][2] = {}, grad_values[kStep][2] = {};
-    const int64_t column = origin_ + own0_;
-    const Target to_x = target(level_.grad_x, p, inside, column);
-    Target to_y;
-    if (sides == 2) to_y = target(level_.grad_y, p, inside, column);
-    filter_blocks<maps>(
+    V grads[kRows][2] = {}, grad_values[kRows][2] = {};
+    const bool simple = sides == 1 && by_l1_ == 0 && !tracks_extremes() && !mirror_left_ && !mirror_right_;
+    filter_groups<Column::kPartials, maps>(
         phase, partials_ring_, keep0_, keep1_, own0_, own1_,
-        [&](T* out, int64_t from, int64_t to) {
-          for (int i = 0; i < kStep; ++i)
-            for (int64_t j = from * maps * lanes; folds[i] && j < to * maps * lanes; j += lanes) {
-              V sum{};
-              for (int k = 0; k < kTaps; ++k) sum += folded[i][k] * load(partials_row(at + i + k - 2 * kRadius) + j);
-              store(out + i * kFilteredStride<T> + j, sum);
-            }
+        [&](int64_t slot, int64_t from, int64_t to) {
+          for (int i = 0; i < kRows; ++i)
+            for (int64_t c = from; folds[i] && c < to; ++c)
+              for (int m = 0; m < maps; ++m) {
+                V sum{};
+                for (int k = 0; k < kTaps; ++k)
+                  sum += folded[i][k] * load(partials_row(at + i + k - 2 * kRadius) + c * partial + m * lanes);
+                store(filtered<maps>(slot + c - from, i) + m * lanes, sum);
+              }
         },
-        [&](int64_t c, int64_t n) {
-          for (int i = 0; i < kStep; ++i) {
+        [&](auto slot, int64_t c, int64_t n) __attribute__((always_inline)) {
+          for (int i = 0; i < kRows; ++i) {
             if (!inside[i].any) continue;
-            T* const of_x = output_[0] + i * kOutput * lanes;
-            T* const of_y = output_[1] + i * kOutput * lanes;
-            gradient(p + i, i, c, n, moments_row(at + i - kRadius), of_x, of_y, grads[i], grad_values[i]);
-            write(to_x, i, p + i, inside[i], column, c - own0_, of_x, n);
-            if (sides == 2) write(to_y, i, p + i, inside[i], column, c - own0_, of_y, n);
+            V f[maps][kColumns];
+            filter_along<T, maps, slot()>(filtered_ + i * maps * lanes, taps_, f);
+            T* const row = pixels_row(at + i - kRadius) + c * pixel;
+            if (simple)
+              simple_gradient(f, row);
+            else
+              gradient(f, i, c, n, row, seeds_row(i) + (c - own0_) * lanes, grads[i], grad_values[i]);
           }
         });
-    if (!tracks_extremes()) return;
-    for (int i = 0; i < kStep; ++i)
-      for (int lane = 0; lane < unit_.count && inside[i].any; ++lane) {
+    for (int i = 0; i < kRows; ++i) {
+      if (!inside[i].any) continue;
+      const T* const values = pixels_row(at + i - kRadius) + own0_ * pixel;
+      write(grad_x_, p + i, inside[i], origin_ + own0_, own1_ - own0_, values, 2);
+      if (sides == 2) write(grad_y_, p + i, inside[i], origin_ + own0_, own1_ - own0_, values + lanes, 2);
+      if (!tracks_extremes()) continue;
+      for (int lane = 0; lane < unit_.count; ++lane) {
         if (!inside[i].all && !inside[i].mask[lane]) continue;
         for (int side = 0; side < sides; ++side) {
           call_.sums[lane].grad[side] += grads[i][side][lane];
           call_.sums[lane].grad_value[side] += grad_values[i][side][lane] * 0.5;  // u + v = 2 x'
         }
       }
+    }
   }
 
   bool tracks_extremes() const { return p_.normalize != Normalize::kNone && !p_.detach_range; }
 
-  // Columns [begin, begin + n) of row p, which is filtered row i; u and v from the ring.
-  SSIM_INLINE void gradient(int64_t p, int i, int64_t begin, int64_t n, const T* moments_row, T* of_x_row, T* of_y_row,
-                            V (&grads)[2], V (&grad_values)[2]) {
+  // Four columns of a row of u and v, from the filtered partials; those past the last stay in the row's margin.
+  SSIM_INLINE void simple_gradient(const V (&f)[maps][kColumns], T* row) const {
+    const V by_x = by_x_;
+#pragma GCC unroll 4
+    for (int t = 0; t < kColumns; ++t, row += pixel)
+      store(row, (f[0][t] + load(row) * f[maps > 1][t] + load(row + lanes) * f[maps - 1][t]) * by_x);
+  }
+
+  // `n` of them, with all that a gradient may have besides; c is the first one's column, i the filtered row.
+  void gradient(V (&f)[maps][kColumns], int i, int64_t c, int64_t n, T* row, const T* weights, V (&grads)[2],
+                V (&grad_values)[2]) const {
     const V by_x = by_x_, by_y = by_y_;
     const T by_l1 = by_l1_;
-    const bool l1 = by_l1 != 0, track = tracks_extremes(), mirrors = mirror_left_ || mirror_right_;
-    if (l1 && seeded_) read(level_.seed, p, level_.h, origin_ + begin, n, seed_, 1);
-    if (sides == 1 && !l1 && !track && !mirrors) {
-      for (int64_t j = 0; j < n; j += kStep) {
-        V f[maps][kStep];
-        filter_along<maps>(i, j, f);
-        const T* from = moments_row + (begin + j) * moments * lanes;
-        for (int t = 0; t < kStep; ++t, from += moments * lanes)  // what is too much stays in the row's margin
-          store(of_x_row + (j + t) * lanes,
-                (f[0][t] + load(from) * f[maps > 1][t] + load(from + lanes) * f[maps - 1][t]) * by_x);
+    const bool track = tracks_extremes(), mirrors = mirror_left_ || mirror_right_;
+    for (int64_t t = 0; t < n; ++t, row += pixel) {
+      if (mirrors) fold_column(f, i, t, c + t);
+      const V u = load(row), v = load(row + lanes);
+      V of_l1{};
+      if (by_l1 != 0) {
+        of_l1 = v > T(0) ? V{} + by_l1 : (v < T(0) ? V{} - by_l1 : v * T(0));
+        if (seeded_) of_l1 *= load(weights + t * lanes);
       }
-      return;
-    }
-    for (int64_t j = 0; j < n; j += kStep) {
-      V f[maps][kStep];
-      filter_along<maps>(i, j, f);
-      const int64_t columns = smaller(kStep, n - j);
-      for (int64_t t = 0; t < columns; ++t) {
-        const int64_t c = begin + j + t;
-        if (mirrors) fold_column(f, i, j, t, c);
-        const V u = load(moments_row + c * moments * lanes), v = load(moments_row + (c * moments + 1) * lanes);
-        V of_l1{};
-        if (l1) {
-          of_l1 = v > T(0) ? V{} + by_l1 : (v < T(0) ? V{} - by_l1 : v * T(0));
-          if (seeded_) of_l1 *= load(seed_ + (j + t) * lanes);
-        }
-        if constexpr (sides == 1) {
-          V of_x = (f[0][t] + u * f[1][t] + v * f[2][t]) * by_x;
-          if (l1) of_x += of_l1;
-          store(of_x_row + (j + t) * lanes, of_x);
-          if (track) grads[0] += of_x, grad_values[0] += of_x * (u + v);
-        } else if constexpr (sides == 2) {
-          V of_u = f[0][t] + u * f[2][t] * T(2), of_v = f[1][t] + v * f[3][t] * T(2);
-          if constexpr (separate) of_u += v * f[4][t], of_v += u * f[4][t];
-          const V of_x = (of_u + of_v) * by_x + of_l1, of_y = (of_u - of_v) * by_y - of_l1;
-          store(of_x_row + (j + t) * lanes, of_x);
-          store(of_y_row + (j + t) * lanes, of_y);
-          if (track) {
-            grads[0] += of_x, grad_values[0] += of_x * (u + v);
-            grads[1] += of_y, grad_values[1] += of_y * (u - v);
-          }
+      if constexpr (sides == 1) {
+        V of_x = (f[0][t] + u * f[1][t] + v * f[2][t]) * by_x;
+        if (by_l1 != 0) of_x += of_l1;
+        store(row, of_x);
+        if (track) grads[0] += of_x, grad_values[0] += of_x * (u + v);
+      } else if constexpr (sides == 2) {
+        V of_u = f[0][t] + u * f[2][t] * T(2), of_v = f[1][t] + v * f[3][t] * T(2);
+        if constexpr (separate) of_u += v * f[4][t], of_v += u * f[4][t];
+        const V of_x = (of_u + of_v) * by_x + of_l1, of_y = (of_u - of_v) * by_y - of_l1;
+        store(row, of_x);
+        store(row + lanes, of_y);
+        if (track) {
+          grads[0] += of_x, grad_values[0] += of_x * (u + v);
+          grads[1] += of_y, grad_values[1] += of_y * (u - v);
         }
       }
     }
@@ -543,16 +549,16 @@ class UnitKernel {
     }
   }
 
-  // Column c anew, the t-th of those filtered along from column j of the block on.
-  void fold_column(V (&f)[maps][kStep], int i, int64_t j, int64_t t, int64_t c) const {
+  // Column c anew, the t-th of those filtered along row i.
+  void fold_column(V (&f)[maps][kColumns], int i, int64_t t, int64_t c) const {
     const T* taps = mirror_left_ && c < kFolded              ? left_taps_[c]
                     : mirror_right_ && c >= width_ - kFolded ? right_taps_[width_ - 1 - c]
                                                              : nullptr;
     if (!taps) return;
-    const T* window = filtered_ + i * kFilteredStride<T> + (j + t) * maps * lanes;
     for (int k = 0; k < maps; ++k) {
       f[k][t] = V{};
-      for (int tap = 0; tap < kTaps; ++tap) f[k][t] += taps[tap] * load(window + (tap * maps + k) * lanes);
+      for (int tap = 0; tap < kTaps; ++tap)
+        f[k][t] += taps[tap] * load(filtered<maps>(c - own0_ + tap, i) + k * lanes);
     }
   }
 
@@ -570,13 +576,14 @@ class UnitKernel {
   int64_t lowest_, highest_;  // row0 of all bands
   bool reflect_, mirror_left_, mirror_right_;
   Band band_[lanes];
+  Bands x_, y_, seed_, map_, grad_x_, grad_y_;
   Mask row0_;
   V low_x_, scale_x_, low_y_, scale_y_;
   V by_x_, by_y_;  // from a filtered partial to a gradient
   T by_l1_;
   V taps_[kRadius + 1];
   Constants<T> constants_;
-  T *moments_ring_, *partials_ring_, *filtered_, *output_[2], *seed_, *scratch_;
+  T *pixels_ring_, *partials_ring_, *filtered_, *seeds_, *scratch_;
   T left_taps_[kFolded][kTaps], right_taps_[kFolded][kTaps];
 };
 
