@@ -3,6 +3,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "cpu/ssim_cpu.h"
 #include "ops_tensors.h"
 
@@ -25,9 +29,23 @@ Parallel torch_threads() {
   return parallel;
 }
 
+// Large tensors are fresh memory each time, and page faults of 4096 bytes each can take longer than the kernel itself.
+void ask_for_large_pages(const View& view, int64_t elements) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t{1} << 21;
+  const size_t size = view.dtype == DType::kFloat64 ? 8 : view.dtype == DType::kFloat32 ? 4 : 2;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(view.data);
+  const uintptr_t begin = (data + kPage - 1) / kPage * kPage, end = (data + elements * size) / kPage * kPage;
+  if (view.data && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // or not
+#endif
+}
+
 struct Cpu {
   static void run(const Problem& problem, const std::vector<Level>& levels, bool per_sample, const Tensor&,
                   Tensor* values) {
+    for (const Level& level : levels)
+      for (const View* output : {&level.grad_x, &level.grad_y})
+        ask_for_large_pages(*output, level.n * level.c * level.h * level.w);
     Doubles sums(values ? values->numel() : 0);
     run_cpu(problem, levels, per_sample, values ? sums.data() : nullptr, torch_threads());
     for (size_t i = 0; i < sums.size(); ++i) {

@@ -7,7 +7,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,22 +69,13 @@ def ssim_sums(
         # The gradient of a mean underflows in float16, so that of a sum is saved, and the upstream factor divided.
         grad_scale = [1.0 / max(abs(s), abs(a), 1e-30) for s, a in zip(slope, l1, strict=True)]
     enabled = torch.is_grad_enabled()
-    values, _, _ = _operators(backend).ssim_sums(
-        xs,
-        ys,
-        weights,
-        offset,
-        slope,
-        l1,
-        grad_scale,
-        *_definition(options),
-        normalize or "",
-        detach_range,
-        per_sample,
-        enabled and any(x.requires_grad for x in xs),
-        enabled and any(y.requires_grad for y in ys),
-    )
-    return values
+    grad_x, grad_y = enabled and any(x.requires_grad for x in xs), enabled and any(y.requires_grad for y in ys)
+    definition = (*_definition(options), normalize or "", detach_range, per_sample, grad_x, grad_y)
+    arguments = (weights, offset, slope, l1, grad_scale, *definition)
+    operators = _operators(backend)
+    if (grad_x or grad_y) and not torch.compiler.is_compiling():
+        return _Sums.apply(operators, arguments, *xs, *ys)
+    return operators.ssim_sums(xs, ys, *arguments)[0]
 
 
 def _value_dtype(x: Tensor) -> torch.dtype:
@@ -133,33 +124,69 @@ def _keeps_graph() -> bool:
     return True if keeps is None else bool(keeps())
 
 
+class _Saved(NamedTuple):
+    """What the backward pass of ``ssim_sums`` knows besides the saved gradients."""
+
+    levels: int
+    has_x: bool
+    has_y: bool
+    grad_scale: list[float]
+
+
+def _scaled(operators: Any, saved: _Saved, grads: list[Tensor], factor: Tensor) -> tuple[list, list]:
+    """The saved gradients of the xs, and of the ys, times the upstream gradient ``factor`` of each level (and sample)."""
+    sides = int(saved.has_x) + int(saved.has_y)
+    divisor = saved.grad_scale * sides
+    if sides == 2:
+        factor = torch.cat([factor] * 2)
+    if all(type(grad) is Tensor for grad in grads):
+        # A new alias of each saved gradient, so that autograd can adopt it as .grad instead of copying it.
+        grads = [grad.clone() if _keeps_graph() else grad.detach() for grad in grads]
+        operators.scale_(grads, factor, divisor)
+    else:  # being traced: let the compiler fuse the product
+        shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
+        grads = [(grad * (factor[i].reshape(shape) / divisor[i])).to(grad.dtype) for i, grad in enumerate(grads)]
+    none = [None] * saved.levels
+    return grads[: saved.levels] if saved.has_x else none, grads[-saved.levels :] if saved.has_y else none
+
+
+class _Sums(torch.autograd.Function):
+    """``ssim_sums`` where nothing is traced: torch.library's own autograd walks through every argument in Python, which
+    takes longer than a small pyramid."""
+
+    @staticmethod
+    def forward(ctx, operators, arguments, *tensors):
+        levels, grad_scale = len(tensors) // 2, arguments[4]
+        values, grads_x, grads_y = operators.ssim_sums(list(tensors[:levels]), list(tensors[levels:]), *arguments)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*grads_x, *grads_y)
+        ctx.operators, ctx.saved = operators, _Saved(levels, bool(grads_x), bool(grads_y), grad_scale)
+        return values
+
+    @staticmethod
+    def backward(ctx, grad_values):
+        _refuse_double_backward()
+        if grad_values is None:
+            return None, None, *[None] * (2 * ctx.saved.levels)
+        grads_x, grads_y = _scaled(ctx.operators, ctx.saved, list(ctx.saved_tensors), grad_values)
+        return None, None, *grads_x, *grads_y
+
+
 def _sums_setup_context(ctx, inputs, output):
     x, grad_scale = inputs[0], inputs[6]
     _, grads_x, grads_y = output
     ctx.set_materialize_grads(False)  # zeros as large as x for the saved gradients, which nobody differentiates
     ctx.save_for_backward(*grads_x, *grads_y)
-    ctx.levels, ctx.grad_scale = len(x), list(grad_scale)
-    ctx.has_x, ctx.has_y = bool(grads_x), bool(grads_y)
+    ctx.saved = _Saved(len(x), bool(grads_x), bool(grads_y), list(grad_scale))
     ctx.weights, ctx.other_inputs = len(inputs[2]), len(inputs) - 3
 
 
 def _sums_backward(operators, ctx, grad_values, *_):
     _refuse_double_backward()
+    rest = [None] * ctx.weights, *[None] * ctx.other_inputs
     if grad_values is None:  # nothing was made of the values
-        return [None] * ctx.levels, [None] * ctx.levels, [None] * ctx.weights, *[None] * ctx.other_inputs
-    divisor = ctx.grad_scale * (int(ctx.has_x) + int(ctx.has_y))
-    saved = list(ctx.saved_tensors)
-    factor = torch.cat([grad_values] * (int(ctx.has_x) + int(ctx.has_y))) if ctx.has_x and ctx.has_y else grad_values
-    if all(type(grad) is Tensor for grad in saved):
-        # A new alias of each saved gradient, so that autograd can adopt it as .grad instead of copying it.
-        grads = [grad.clone() if _keeps_graph() else grad.detach() for grad in saved]
-        operators.scale_(grads, factor, divisor)
-    else:  # being traced: let the compiler fuse the product
-        shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
-        grads = [(grad * (factor[i].reshape(shape) / divisor[i])).to(grad.dtype) for i, grad in enumerate(saved)]
-    grads_x = grads[: ctx.levels] if ctx.has_x else [None] * ctx.levels
-    grads_y = grads[-ctx.levels :] if ctx.has_y else [None] * ctx.levels
-    return grads_x, grads_y, [None] * ctx.weights, *[None] * ctx.other_inputs
+        return [None] * ctx.saved.levels, [None] * ctx.saved.levels, *rest
+    return *_scaled(operators, ctx.saved, list(ctx.saved_tensors), grad_values), *rest
 
 
 def _map_setup_context(ctx, inputs, output):

@@ -10,10 +10,10 @@
 namespace ssim {
 inline namespace SSIM_ISA {
 
-constexpr int kRows = SSIM_VECTOR_BYTES == 64 ? 8 : 4;  // rows that are filtered down together: as registers allow
-constexpr int kColumns = 4;                             // columns that are filtered along together
-constexpr int kRing = kTaps - 1 + kRows;                // rows that their results see, and that a ring holds
-constexpr int kPhases = kRing / 2;                      // where in a ring a window may begin: at every other row
+constexpr int kRows = SSIM_VECTOR_BYTES == 64 ? 8 : 4;      // rows that are filtered down together: as registers allow
+constexpr int kColumns = 4;                                 // columns that are filtered along together
+constexpr int kRing = kTaps - 1 + kRows;                    // rows that their results see, and that a ring holds
+constexpr int kPhases = kRing / 2;                          // where in a ring a window may begin: at every other row
 constexpr int64_t kSpan = kWholeColumns + 2 * kRadius + 2;  // columns of a ring's row
 constexpr int kSlots = 16;  // filtered columns that are kept, a power of two: four results see 14
 static_assert(kRows % 2 == 0 && kSlots >= kTaps - 1 + kColumns && kSlots % kColumns == 0);

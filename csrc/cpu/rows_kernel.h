@@ -23,19 +23,15 @@ inline int64_t mirrored(int64_t position, int64_t length) {  // reflect_index of
   return position < length ? position : period - position;
 }
 
-// Turns `count` pixels at each of the lanes' pointers into as many vectors, and calls put(column, vector) for each;
-// fetches those `ahead`.
+// Turns `count` pixels at each of the lanes' pointers into as many vectors, and calls put(column, vector) for each.
 template <class T, class Put>
-SSIM_INLINE void gather(const T* const* from, int64_t count, int64_t ahead, const Put& put) {
+SSIM_INLINE void gather(const T* const* from, int64_t count, const Put& put) {
   constexpr int lanes = kLanes<T>;
   typename Simd<T>::V v[lanes];
   int64_t j = 0;
   for (; j + lanes <= count; j += lanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-      __builtin_prefetch(from[i] + j + ahead);  // a prefetch of nothing does no harm
-      v[i] = in_register(load_unaligned(from[i] + j));
-    }
+    for (int i = 0; i < lanes; ++i) v[i] = in_register(load_unaligned(from[i] + j));
     transpose<T>(v);
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) put(j + i, v[i]);

@@ -112,17 +112,18 @@ SSIM_INLINE V in_register(V v) {
 template <class T, int run, bool upper, class V, int... i>
 SSIM_INLINE V unpack(V a, V b, std::integer_sequence<int, i...>) {
   constexpr int lanes = kLanes<T>, sixteen = 16 / sizeof(T);
-  return __builtin_shufflevector(
-      a, b, (i / sixteen * sixteen + (upper ? sixteen / 2 : 0) + i % sixteen / (2 * run) * run + i % run +
-             (i / run % 2 ? lanes : 0))...);
+  return __builtin_shufflevector(a, b,
+                                 (i / sixteen * sixteen + (upper ? sixteen / 2 : 0) + i % sixteen / (2 * run) * run +
+                                  i % run + (i / run % 2 ? lanes : 0))...);
 }
 
 // The even 16 bytes of a and then those of b, or the odd ones.
 template <class T, bool odd, class V, int... i>
 SSIM_INLINE V every_other(V a, V b, std::integer_sequence<int, i...>) {
   constexpr int lanes = kLanes<T>, sixteen = 16 / sizeof(T);
-  return __builtin_shufflevector(a, b, (i % (lanes / 2) / sixteen * 2 * sixteen + (odd ? sixteen : 0) + i % sixteen +
-                                        (i >= lanes / 2 ? lanes : 0))...);
+  return __builtin_shufflevector(
+      a, b,
+      (i % (lanes / 2) / sixteen * 2 * sixteen + (odd ? sixteen : 0) + i % sixteen + (i >= lanes / 2 ? lanes : 0))...);
 }
 
 // Transposes the square of lanes: afterwards lane i of v[j] is what lane j of v[i] was. First the squares within 16

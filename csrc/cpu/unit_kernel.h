@@ -4,9 +4,10 @@
 //   rows of x, y  ->  ring of u, v  ->  filter u, v, u^2, v^2 down, then along  ->  SSIM and its partials
 //   ->  ring of partials  ->  filter down, then along  ->  gradient rows, 5 behind the partials, in the ring of u, v
 //
-// A row is a sequence of columns, a column a few vectors, a vector one pixel of each lane's band (unit.h). Several rows,
-// and along a row several columns, go together, so that a filter reads each value once for all of its results. Rows are
-// counted from each lane's row0, columns from the first one with partials. Included once for each instruction set.
+// A row is a sequence of columns, a column a few vectors, a vector one pixel of each lane's band (unit.h). Several
+// rows, and along a row several columns, go together, so that a filter reads each value once for all of its results.
+// Rows are counted from each lane's row0, columns from the first one with partials. Included once for each instruction
+// set.
 #pragma once
 
 #include "filters.h"
@@ -176,8 +177,8 @@ class UnitKernel {
     return bands;
   }
 
-  // Reads `count` columns of a tensor from (row0 + row, column) on and calls put(column, vector) for each. A row outside
-  // is read mirrored, or at the nearest inside.
+  // Reads `count` columns of a tensor from (row0 + row, column) on and calls put(column, vector) for each. A row
+  // outside is read mirrored, or at the nearest inside.
   template <class Put>
   SSIM_INLINE void read(const Bands& bands, int64_t row, int64_t height, int64_t column, int64_t count,
                         const Put& put) {
@@ -196,14 +197,49 @@ class UnitKernel {
         from[i] = scratch_ + i * kSpan;
       }
     }
-    gather(from, count, bands.dense ? fetch_ahead(view) : 0, put);
+    gather(from, count, put);
   }
 
-  // Elements from a pixel to the one worth fetching while it is read: of the next rows, or of the next unit's planes
-  // where this unit's own fit into the cache beside the rings.
-  int64_t fetch_ahead(const View& view) const {
+  // Rows of a tensor on their way into the cache, a few lines at a time while something else is computed: of all at
+  // once, most would wait for the first ones.
+  class Fetch {
+   public:
+    // Rows [row, end) of every band, in so many parts.
+    Fetch(const Bands& bands, int64_t row, int64_t end, int64_t column, int64_t count, int64_t parts)
+        : from_(static_cast<const T*>(bands.view->data) + column),
+          start_(bands.start),
+          stride_(bands.view->stride_h),
+          row_(row),
+          count_(count),
+          left_(bands.dense && end > row ? (end - row) * lanes : 0),
+          each_((left_ + parts - 1) / parts) {}
+
+    void some() {
+      const int64_t n = smaller(each_, left_);
+      left_ -= n;
+      for (int64_t i = 0; i < n; ++i) {
+        const T* const row = from_ + start_[lane_] + row_ * stride_;
+        for (int64_t j = 0; j < count_ + kLine; j += kLine) __builtin_prefetch(row + j);
+        if (++lane_ == lanes) lane_ = 0, ++row_;
+      }
+    }
+
+   private:
+    static constexpr int64_t kLine = 64 / sizeof(T);
+    const T* const from_;
+    const int64_t* const start_;
+    const int64_t stride_;
+    int64_t row_;
+    const int64_t count_;
+    int64_t left_;
+    const int64_t each_;
+    int lane_ = 0;
+  };
+
+  // Small planes stay in the cache of themselves.
+  int64_t fetch_end(int64_t end, int64_t rows) const {
     const bool small = unit_.rows * level_.w * lanes * static_cast<int64_t>(sizeof(T)) <= kSmallPlanes;
-    return small ? view.stride_c * lanes : view.stride_h * kRows;
+    return small ? 0 : smaller(end, rows);
   }
 
   // Seeds of row `row` of a map, from the map's column `column` on.
@@ -245,9 +281,8 @@ class UnitKernel {
     const int64_t column = origin_ + load0_, count = load1_ - load0_;
     T* own = out + load0_ * pixel;
     const V low_x = low_x_, scale_x = scale_x_, low_y = low_y_, scale_y = scale_y_;
-    read(x_, row, level_.h, column, count, [&](int64_t j, V x) __attribute__((always_inline)) {
-      store(own + j * pixel, (x - low_x) * scale_x);
-    });
+    read(x_, row, level_.h, column, count,
+         [&](int64_t j, V x) __attribute__((always_inline)) { store(own + j * pixel, (x - low_x) * scale_x); });
     read(y_, row, level_.h, column, count, [&](int64_t j, V y) __attribute__((always_inline)) {
       const V x = load(own + j * pixel);
       y = (y - low_y) * scale_y;
@@ -335,9 +370,15 @@ class UnitKernel {
     }
     if (!any) return;
     V sums[kRows] = {}, seeds[kRows] = {};
+    const int64_t next = larger(0, q + kRows + kRadius), end = fetch_end(next + kRows, level_.h - highest_);
+    const int64_t parts = (keep1_ - keep0_ + kColumns - 1) / kColumns;
+    Fetch x(x_, next, end, origin_ + load0_, load1_ - load0_, parts);
+    Fetch y(y_, next, end, origin_ + load0_, load1_ - load0_, parts);
     filter_groups<Column::kPixel, moments>(
         phase, pixels_ring_, fill0_, fill1_, keep0_, keep1_, [](int64_t, int64_t, int64_t) {},
         [&](auto slot, int64_t c, int64_t n) __attribute__((always_inline)) {
+          x.some();
+          y.some();
           // Apart from the filters, so that several pixels' long chains of operations run beside each other.
           V m[kRows][moments][kColumns];
           for (int i = 0; i < kRows; ++i)
@@ -420,6 +461,8 @@ class UnitKernel {
     }
     V grads[kRows][2] = {}, grad_values[kRows][2] = {};
     const bool simple = sides == 1 && by_l1_ == 0 && !tracks_extremes() && !mirror_left_ && !mirror_right_;
+    const int64_t end = fetch_end(p + kRows, smaller(unit_.rows, level_.h - highest_));
+    Fetch of_x(grad_x_, larger(0, p), end, origin_ + own0_, own1_ - own0_, (own1_ - own0_ + kColumns - 1) / kColumns);
     filter_groups<Column::kPartials, maps>(
         phase, partials_ring_, keep0_, keep1_, own0_, own1_,
         [&](int64_t slot, int64_t from, int64_t to) {
@@ -433,6 +476,7 @@ class UnitKernel {
               }
         },
         [&](auto slot, int64_t c, int64_t n) __attribute__((always_inline)) {
+          of_x.some();
           for (int i = 0; i < kRows; ++i) {
             if (!inside[i].any) continue;
             V f[maps][kColumns];
@@ -557,8 +601,7 @@ class UnitKernel {
     if (!taps) return;
     for (int k = 0; k < maps; ++k) {
       f[k][t] = V{};
-      for (int tap = 0; tap < kTaps; ++tap)
-        f[k][t] += taps[tap] * load(filtered<maps>(c - own0_ + tap, i) + k * lanes);
+      for (int tap = 0; tap < kTaps; ++tap) f[k][t] += taps[tap] * load(filtered<maps>(c - own0_ + tap, i) + k * lanes);
     }
   }
 
