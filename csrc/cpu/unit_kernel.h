@@ -352,7 +352,11 @@ class UnitKernel {
 
   template <int count>
   void clear_filtered(int64_t begin, int64_t end) const {
-    for (int64_t slot = begin; slot < end; ++slot) __builtin_memset(filtered<count>(slot, 0), 0, bytes(kRows * count));
+    const V zero = in_register(V{});  // unknown to the compiler, which would call memset for these few
+    for (int64_t slot = begin; slot < end; ++slot) {
+      T* const to = filtered<count>(slot, 0);
+      for (int k = 0; k < kRows * count; ++k) store(to + k * lanes, zero);
+    }
   }
 
   // ---- SSIM ----
