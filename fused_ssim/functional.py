@@ -1,23 +1,18 @@
-"""The public functions: what they mean, their checks, and which backend computes them."""
+"""The public functions: what they mean, and the checks of their arguments."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from . import dispatch, ops, reference
-from .options import SSIMOptions, make_options
+from . import dispatch, reference
+from .checks import check_inputs
+from .options import make_options
+from .reduction import LOSS_PIXEL, REDUCTIONS, SSIM_PIXEL, Pixel, map_of, reduce_levels, single
 
-REDUCTIONS = ("mean", "sum", "sample", "none")
 PYRAMID_REDUCTIONS = (*REDUCTIONS, "level")
 NORMALIZATIONS = (None, "tensor", "sample", "channel")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 Exponents = tuple[float, float, float]
-Level = tuple[Tensor, Tensor, Tensor | None]
-"""x, y and the weights of one level; weights None or expanded to the map."""
 
 
 def ssim(
@@ -67,7 +62,7 @@ def ssim(
         >>> (1 - fused_ssim.ssim(x, y)).backward()
     """
     options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
-    return _single(x, y, options, _SSIM, reduction, weight, backend)
+    return single(x, y, options, SSIM_PIXEL, reduction, weight, backend)
 
 
 def ssim_loss(
@@ -87,7 +82,7 @@ def ssim_loss(
 ) -> Tensor:
     """``(1 - SSIM) / 2``, in [0, 1] (de Rijk et al. 2022, Eq. 4). Arguments, result and errors as in :func:`ssim`."""
     options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
-    return _single(x, y, options, _SSIM_LOSS, reduction, weight, backend)
+    return single(x, y, options, LOSS_PIXEL, reduction, weight, backend)
 
 
 def l1_ssim_loss(
@@ -121,7 +116,7 @@ def l1_ssim_loss(
         what = "weight" if weight is not None else "reduction='none'"
         raise ValueError(f"padding='valid' cannot be used with {what} here: the L1 and SSIM maps differ in size")
     w = float(ssim_weight)
-    return _single(x, y, options, _Pixel(w, -w, 1.0 - w), reduction, weight, backend)
+    return single(x, y, options, Pixel(w, -w, 1.0 - w), reduction, weight, backend)
 
 
 def ssim_components(
@@ -146,11 +141,11 @@ def ssim_components(
     """
     alpha, beta, gamma = make_options(data_range, window_size, sigma, k1, k2, exponents, padding).exponents
     luminance, contrast, structure = (
-        _single(
+        single(
             x,
             y,
             make_options(data_range, window_size, sigma, k1, k2, only, padding),
-            _SSIM,
+            SSIM_PIXEL,
             reduction,
             weight,
             backend,
@@ -228,11 +223,11 @@ def pyramid_ssim_loss(
         normalize = None
     if reduction == "none":
         maps = [
-            _map(*level, options, _Pixel(0.5 * factor, -0.5 * factor), backend).to(dtype)
+            map_of(*level, options, Pixel(0.5 * factor, -0.5 * factor), backend).to(dtype)
             for factor, level in zip(factors, levels, strict=True)
         ]
         return [result if x.dim() == 4 else result.squeeze(0) for result, x in zip(maps, xs, strict=True)]
-    return _reduce(levels, options, _SSIM_LOSS, factors, reduction, normalize, detach_range, backend)
+    return reduce_levels(levels, options, LOSS_PIXEL, factors, reduction, normalize, detach_range, backend)
 
 
 def _level_factors(level_weights: Sequence[float] | None, count: int) -> list[float]:
@@ -247,154 +242,3 @@ def _level_factors(level_weights: Sequence[float] | None, count: int) -> list[fl
     if not all(math.isfinite(factor) for factor in factors):
         raise ValueError(f"level_weights must be finite numbers, got {factors}")
     return factors
-
-
-def check_inputs(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions) -> Level:
-    """Raise TypeError or ValueError unless x, y (and weight) are fit; return them as (N, C, H, W)."""
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-        if value.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
-        if value.dim() not in (3, 4):
-            raise ValueError(f"{name} must have shape (N, C, H, W) or (C, H, W), got {tuple(value.shape)}")
-    if x.shape != y.shape:
-        raise ValueError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
-    if x.device != y.device:
-        raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
-    if x.numel() == 0:
-        raise ValueError(f"x and y must not be empty, got shape {tuple(x.shape)}")
-    if x.dtype != y.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x and y must have the same dtype, got {x.dtype} and {y.dtype}")
-        x, y = x.float(), y.float()
-    if x.dim() == 3:
-        x, y = x.unsqueeze(0), y.unsqueeze(0)
-    shape = list(x.shape)
-    if options.padding == "valid":
-        shape[2] -= options.window_size - 1
-        shape[3] -= options.window_size - 1
-        if shape[2] < 1 or shape[3] < 1:
-            raise ValueError(
-                f"padding='valid' needs H and W of at least window_size={options.window_size}, got {tuple(x.shape)}"
-            )
-    if weight is not None:
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"weight must be a torch.Tensor or None, got {type(weight).__name__}")
-        if not (weight.dtype.is_floating_point or weight.dtype in (torch.bool, torch.uint8)):
-            raise TypeError(f"weight must be floating point, bool or uint8, got {weight.dtype}")
-        if weight.device != x.device:
-            raise ValueError(f"weight must be on the device of x, {x.device}, got {weight.device}")
-        try:
-            weight = weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32).expand(shape)
-        except RuntimeError:
-            raise ValueError(f"weight must broadcast to the map {tuple(shape)}, got {tuple(weight.shape)}") from None
-    return x, y, weight
-
-
-class _Pixel(NamedTuple):
-    """What one pixel contributes: ``weight * (offset + slope * SSIM) + l1 * |x - y|``."""
-
-    offset: float
-    slope: float
-    l1: float = 0.0
-
-
-_SSIM = _Pixel(0.0, 1.0)
-_SSIM_LOSS = _Pixel(0.5, -0.5)
-
-
-def _single(
-    x: Tensor,
-    y: Tensor,
-    options: SSIMOptions,
-    pixel: _Pixel,
-    reduction: str,
-    weight: Tensor | None,
-    backend: str | None,
-) -> Tensor:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    level = check_inputs(x, y, weight, options)
-    backend = dispatch.choose(backend, level[0], options)
-    if reduction != "none":
-        return _reduce([level], options, pixel, [1.0], reduction, None, True, backend)
-    result = _map(*level, options, pixel, backend)
-    return result if x.dim() == 4 else result.squeeze(0)
-
-
-def _map(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions, pixel: _Pixel, backend: str) -> Tensor:
-    dtype = x.dtype
-    if dtype in (torch.float16, torch.bfloat16) and (pixel != _SSIM or weight is not None):
-        # 1 - SSIM of an SSIM rounded to 16 bits has no correct digit where the loss is small.
-        x, y = x.float(), y.float()
-    result = _ssim_map(x, y, options, backend)
-    if pixel != _SSIM:
-        result = pixel.offset + pixel.slope * result
-    if pixel.l1:
-        result = result + pixel.l1 * (x - y).abs()
-    return (result if weight is None else result * weight).to(dtype)
-
-
-def _ssim_map(x: Tensor, y: Tensor, options: SSIMOptions, backend: str) -> Tensor:
-    return reference.ssim_map(x, y, options) if backend == "reference" else ops.ssim_map(x, y, options, backend)
-
-
-def _reduce(
-    levels: list[Level],
-    options: SSIMOptions,
-    pixel: _Pixel,
-    factors: list[float],
-    reduction: str,
-    normalize: str | None,
-    detach_range: bool,
-    backend: str,
-) -> Tensor:
-    """The reduction over all levels in one operator call (or through maps where no kernel serves)."""
-    per_sample = reduction == "sample"
-    weighted = levels[0][2] is not None
-    pixels = []
-    for factor, (x, _, _) in zip(factors, levels, strict=True):
-        n, c, h, w = x.shape
-        margin = options.window_size - 1 if options.padding == "valid" else 0
-        planes = c if per_sample else n * c
-        # A weighted mean divides by the sum of the weights, which only the device knows: below.
-        map_count = 1 if reduction == "sum" or weighted else planes * (h - margin) * (w - margin)
-        l1_count = map_count if margin == 0 or reduction == "sum" else planes * h * w
-        pixels.append(
-            _Pixel(factor * pixel.offset / map_count, factor * pixel.slope / map_count, factor * pixel.l1 / l1_count)
-        )
-    differentiable_weight = any(weight is not None and weight.requires_grad for _, _, weight in levels)
-    if backend == "reference" or differentiable_weight:
-        if normalize is not None:
-            levels = [
-                (reference.min_max(x, normalize, detach_range), reference.min_max(y, normalize, detach_range), weight)
-                for x, y, weight in levels
-            ]
-        values = torch.stack(
-            [
-                _sum_of_map(*level, options, level_pixel, per_sample, backend)
-                for level, level_pixel in zip(levels, pixels, strict=True)
-            ]
-        )
-    else:
-        values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample, backend)  # [L], [L, N]
-    if weighted and reduction != "sum":
-        axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
-        totals = torch.stack([weight.sum(axes) for _, _, weight in levels if weight is not None]).to(values.dtype)
-        values = torch.where(totals == 0, torch.zeros_like(values), values / torch.where(totals == 0, 1.0, totals))
-    return values if reduction == "level" else values.sum(0)
-
-
-def _sum_of_map(
-    x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions, pixel: _Pixel, per_sample: bool, backend: str
-) -> Tensor:
-    axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x, y = x.float(), y.float()
-    values = pixel.offset + pixel.slope * _ssim_map(x, y, options, backend)
-    values = (values if weight is None else values * weight).sum(axes)
-    if pixel.l1:
-        difference = (x - y).abs()
-        values = values + pixel.l1 * (difference if weight is None else difference * weight).sum(axes)
-    return values

@@ -1,6 +1,6 @@
 """The judge of every backend: float64 autograd of ``fused_ssim.reference``, and how close a result must come to it.
 
-Reductions, weights and the L1 term are written out here once more, so that a mistake in ``fused_ssim/functional.py``
+Reductions, weights and the L1 term are written out here once more, so that a mistake in ``fused_ssim/reduction.py``
 cannot judge itself.
 """
 
