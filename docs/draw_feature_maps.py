@@ -1,6 +1,6 @@
 """Draws the README's picture from the outcome of ``make demo``: what SSIM and L2 see between two real feature maps.
 
-python docs/make_figures.py [--demo demo_out] [--out docs/figures]
+python docs/draw_feature_maps.py [--demo demo_out] [--out docs/figures]
 """
 
 import argparse
