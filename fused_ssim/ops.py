@@ -134,7 +134,7 @@ class _Saved(NamedTuple):
 
 
 def _scaled(operators: Any, saved: _Saved, grads: list[Tensor], factor: Tensor) -> tuple[list, list]:
-    """The saved gradients of the xs, and of the ys, times the upstream gradient ``factor`` of each level (and sample)."""
+    """The saved gradients of the xs, and of the ys, times the upstream factor of each level (and sample)."""
     sides = int(saved.has_x) + int(saved.has_y)
     divisor = saved.grad_scale * sides
     if sides == 2:

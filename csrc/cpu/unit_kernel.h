@@ -260,7 +260,7 @@ class UnitKernel {
     }
     scatter(values, stride, count, to);
     for (int i = 0; !bands.dense && i < unit_.count; ++i)
-      if (inside.all || !inside.mask[i]) call_.access.store(to[i], view, bands.start[i] + offset, count);
+      if (inside.all || inside.mask[i]) call_.access.store(to[i], view, bands.start[i] + offset, count);
   }
 
   // Lanes hold the sums of a row, few enough pixels to stay exact to their last bits; rows add up in double.
