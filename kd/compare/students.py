@@ -218,6 +218,10 @@ class Students:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, evaluator = build(config).to(device).eval(), CocoEvaluator()
         if not getattr(model, "heads_are_trained", True):
+            self.console.print(
+                f"teacher: AP not measured, {config.weights} gave backbone and FPN only ({config.weights_format})",
+                highlight=False, markup=False,
+            )  # fmt: skip
             return None
         self.console.print("measuring the teacher ...")
         with torch.no_grad():

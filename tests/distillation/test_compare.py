@@ -11,9 +11,12 @@ import pytest
 import torch
 import yaml
 from comparisons import compare, equal, in_process, student_weights, write_comparison
+from foreign_checkpoints import mmdet_names
+from rich.console import Console
+from training_runs import write_config
 
 from kd.compare.methods import named_methods, swept_methods
-from kd.compare.students import TrainingFailed
+from kd.compare.students import Students, TrainingFailed, resolved
 from kd.data import CocoDataModule
 from kd.models import DetectorConfig, build
 from kd.run_folder import learning_curves
@@ -185,6 +188,24 @@ def test_none_is_plain_torchvision_training_step_for_step(name, coco_root, tmp_p
     assert learning_curves(run)["loss"][1] == pytest.approx(history, rel=1e-6)
     trained = torch.load(run / "student_last.pth", weights_only=True)
     assert equal(trained, model.state_dict())
+
+
+def test_a_teacher_without_trained_heads_has_no_row_and_that_is_said(coco_root, tmp_path, capsys):
+    source = build("retinanet", backbone="resnet18", num_classes=8, fpn_channels=16, relu_before_p7=False)
+    torch.save(mmdet_names(source, 3), tmp_path / "mmdet.pth")
+    teacher = {"name": "retinanet", "backbone": "resnet18", "num_classes": 8, "weights": str(tmp_path / "mmdet.pth"),
+               "weights_format": "mmdet", "options": {"fpn_channels": 16, "min_size": 64, "max_size": 64}}  # fmt: skip
+    made = write_config("retinanet", coco_root, tmp_path / "run", model__teacher=teacher)
+    students = Students(tmp_path / "out", resolved(["--config", made]), Console(width=1000))
+    assert students.teacher() is None and not list((tmp_path / "out").glob("**/result.json"))
+    assert "teacher: AP not measured" in capsys.readouterr().out
+    # One file further, with weights for the heads too, it has a row.
+    torch.save(source.state_dict(), tmp_path / "whole.pth")
+    whole = {**teacher, "weights": str(tmp_path / "whole.pth"), "weights_format": "torchvision"}
+    whole["options"] = {**teacher["options"], "relu_before_p7": False, "norm": "bn"}
+    made = write_config("retinanet", coco_root, tmp_path / "run", model__teacher=whole)
+    result = Students(tmp_path / "out", resolved(["--config", made]), Console(width=1000)).teacher()
+    assert result.method == "teacher" and result.AP >= 0
 
 
 def test_methods_share_what_the_paper_shares_and_no_more():

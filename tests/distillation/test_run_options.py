@@ -1,5 +1,7 @@
 """What the command line offers besides plain training: precision, accumulation, clipping, logs, saved options."""
 
+import warnings
+
 import pytest
 import torch
 import yaml
@@ -186,6 +188,73 @@ def test_a_nan_leaves_no_checkpoint_of_itself(coco_root, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="on purpose"):
         main(["fit", "--config", path])
     assert (run / "checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("save_every", [1, 10])
+def test_weights_spoilt_by_a_gradient_are_never_saved(coco_root, tmp_path, monkeypatch, save_every):
+    """The loss of the last batch is finite, its gradient is not: no later loss shows it before the checkpoints."""
+
+    def spoil(self):
+        if self.trainer.global_step == 2:
+            self.student.backbone.fpn.inner_blocks[0][0].bias.grad.fill_(float("nan"))
+
+    monkeypatch.setattr(DetectionTraining, "on_after_backward", spoil)
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, save_every=save_every, trainer__max_epochs=1)
+    with pytest.raises(
+        SystemExit, match=r"kd: epoch 0, after step 3: .* not finite, student.*image ids .*\[1\d, 1\d\]"
+    ):
+        main(["fit", "--config", path])
+    left = {file.name: torch.load(file, weights_only=True) for file in run.glob("**/*.ckpt")}
+    assert {name: content["global_step"] for name, content in left.items()} == (
+        {"last.ckpt": 2} if save_every == 1 else {}
+    )
+    assert all(value.isfinite().all() for content in left.values() for value in content["state_dict"].values())
+    assert not list(run.glob("*.pth"))
+    monkeypatch.undo()
+    main(["fit", "--config", path, *(["--ckpt_path", "last"] if left else [])])
+    assert (run / "student_last.pth").is_file()
+
+
+def test_earlier_options_are_kept_and_the_command_line_goes_before_a_checkpoints(coco_root, tmp_path):
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1)
+    main(["fit", "--config", path])
+    first = (run / "config.yaml").read_text()
+    last = str(run / "checkpoints/last_epoch.ckpt")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        main(["fit", "--config", path, "--ckpt_path", last])  # the same options: nothing to say or to keep
+    assert not [w for w in said if "other options" in str(w.message)] and not list(run.glob("config_*.yaml"))
+    for number, weight in ((1, 9.0), (2, 8.0)):
+        before = (run / "config.yaml").read_text()
+        with pytest.warns(
+            UserWarning, match=rf"other options.*model.weight was .*, is {weight}.*as config_{number}.yaml"
+        ):
+            main(["fit", "--config", path, "--ckpt_path", last, f"--model.weight={weight}", "--trainer.max_epochs=2"])
+        assert (run / f"config_{number}.yaml").read_text() == before
+        assert yaml.safe_load((run / "config.yaml").read_text())["model"]["weight"] == weight
+    assert yaml.safe_load((run / "config_1.yaml").read_text())["model"] == yaml.safe_load(first)["model"]
+
+
+def test_evaluating_untrained_heads_is_refused(coco_root, tmp_path):
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run)
+    with pytest.raises(SystemExit, match=r"kd: validate: nothing says which weights; give --ckpt_path"):
+        main(["validate", "--config", path])
+    options = {k: v for k, v in BACKBONE.items() if k != "width_mult"}
+    source = build("retinanet", backbone="resnet18", num_classes=8, relu_before_p7=False, **options)
+    torch.save(mmdet_names(source, 3), tmp_path / "mmdet.pth")
+    converted = {"name": "retinanet", "backbone": "resnet18", "num_classes": 8, "weights": str(tmp_path / "mmdet.pth"),
+                 "weights_format": "mmdet", "convert_heads": False, "options": options}  # fmt: skip
+    converted_path = write_config("retinanet", coco_root, run, model__student=converted)
+    with pytest.raises(SystemExit, match=r"kd: test: .*mmdet.pth gave backbone and FPN only \(mmdet\)"):
+        main(["test", "--config", converted_path])
+    # A whole detector's weights are measured.
+    whole = {**converted, "weights": str(tmp_path / "whole.pth"), "weights_format": "torchvision"}
+    torch.save(build({**whole, "weights": None, "weights_format": "torchvision"}).state_dict(), whole["weights"])
+    main(["validate", "--config", write_config("retinanet", coco_root, run, model__student=whole)])
+    assert (run / "config_validate.yaml").is_file()
 
 
 def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
