@@ -47,6 +47,7 @@ class DetectionTraining(pl.LightningModule):
         loss_options: options of the loss, see :mod:`kd.losses`.
         adapters: "auto", "always" or "never", see :class:`kd.Distiller`.
         level_map: student FPN level -> teacher FPN level where their names differ.
+        mask_padding: leave the padding of a batch out of the distillation loss, see :class:`kd.Distiller`.
         optimizer, schedule: how to optimise.
         seed: seed of what happens at random in a step (proposal sampling, multi-scale sizes). A step's randomness
             depends on this, the epoch and the batch only, so a resumed run equals an uninterrupted one.
@@ -64,6 +65,7 @@ class DetectionTraining(pl.LightningModule):
         loss_options: dict[str, Any] | None = None,
         adapters: Adapters = "auto",
         level_map: dict[str, str] | None = None,
+        mask_padding: bool = False,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         seed: int = 0,
@@ -81,6 +83,7 @@ class DetectionTraining(pl.LightningModule):
             weight,
             adapters=adapters,
             level_map=level_map,
+            mask_padding=mask_padding,
             **(loss_options or {}),
         )
         self.optimizer_config, self.schedule_config = optimizer, schedule

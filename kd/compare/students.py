@@ -262,6 +262,7 @@ class Students:
                 method.weight,
                 adapters=method.adapters,
                 level_map=model["level_map"],
+                mask_padding=model["mask_padding"],
                 **method.options,
             ).to(device)
             for method in methods
@@ -305,6 +306,8 @@ class Students:
                 config[section].pop(name, None)
         for name in ("save_every", "teacher_check", "weights_only"):
             config.pop(name, None)
+        if not config["model"]["mask_padding"]:
+            del config["model"]["mask_padding"]  # so that trainings from before there was a choice stand
         files = {k: v for k, v in self._files.items() if config["model"]["teacher"] or k != "teacher.weights"}
         return json.loads(json.dumps({"format": FORMAT, **config, "files": files}))
 

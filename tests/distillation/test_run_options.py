@@ -37,7 +37,9 @@ def test_bf16_computes_features_in_bf16_and_the_loss_in_float32(coco_root, tmp_p
     seen = []
     tapped, forward = Distiller.distillation_loss, SSIMFeatureLoss.forward
     monkeypatch.setattr(
-        Distiller, "distillation_loss", lambda self, x, f: (seen.append(f["0"].dtype), tapped(self, x, f))[1]
+        Distiller,
+        "distillation_loss",
+        lambda self, x, f, sizes: (seen.append(f["0"].dtype), tapped(self, x, f, sizes))[1],
     )
     monkeypatch.setattr(
         SSIMFeatureLoss,
@@ -190,8 +192,8 @@ def test_a_nan_leaves_no_checkpoint_of_itself(coco_root, tmp_path, monkeypatch):
     assert (run / "checkpoints/last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("save_every", [1, 10])
-def test_weights_spoilt_by_a_gradient_are_never_saved(coco_root, tmp_path, monkeypatch, save_every):
+@pytest.mark.parametrize(("save_every", "validation"), [(1, 1.0), (10, 1.0), (10, 0)])
+def test_weights_spoilt_by_a_gradient_are_never_saved(coco_root, tmp_path, monkeypatch, save_every, validation):
     """The loss of the last batch is finite, its gradient is not: no later loss shows it before the checkpoints."""
 
     def spoil(self):
@@ -200,7 +202,8 @@ def test_weights_spoilt_by_a_gradient_are_never_saved(coco_root, tmp_path, monke
 
     monkeypatch.setattr(DetectionTraining, "on_after_backward", spoil)
     run = tmp_path / "run"
-    path = write_config("retinanet", coco_root, run, save_every=save_every, trainer__max_epochs=1)
+    path = write_config("retinanet", coco_root, run, save_every=save_every, trainer__max_epochs=1,
+                        trainer__limit_val_batches=validation)  # fmt: skip
     with pytest.raises(
         SystemExit, match=r"kd: epoch 0, after step 3: .* not finite, student.*image ids .*\[1\d, 1\d\]"
     ):
