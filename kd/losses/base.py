@@ -20,8 +20,8 @@ class FeatureLoss(nn.Module):
     def level(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Loss of one level, a scalar; ``student`` and ``teacher`` are [N, C, H, W] of one shape.
 
-        With ``takes_mask`` a third argument ``valid`` is None, or [N, 1, H, W] with 1 in the cells that count and 0 in
-        the others.
+        With ``takes_mask`` there may be a third argument, ``valid``: [N, 1, H, W] with 1 in the cells that count and 0
+        in the others.
         """
         raise NotImplementedError
 

@@ -1,5 +1,6 @@
 """``kd compare`` and ``kd ablate``: every student trained once and alike, resumed where it stopped, in one table."""
 
+import csv
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from rich.console import Console
 from training_runs import write_config
 
 from kd.compare.methods import named_methods, swept_methods
+from kd.compare.record import FIGURES
 from kd.compare.students import Students, TrainingFailed, resolved
 from kd.data import CocoDataModule
 from kd.models import DetectorConfig, build
@@ -55,8 +57,18 @@ def test_one_command_makes_one_table(compared):
     assert content["step_cost"]["none with teacher"]["overhead_percent"] == 0
     assert not equal(student_weights(out, "none-seed0"), student_weights(out, "none-seed1"))
     assert not equal(student_weights(out, "none-seed0"), student_weights(out, "ssim-seed0"))
-    assert (out / "results.md").read_text().count("\n|") == 4
-    assert len((out / "results.csv").read_text().splitlines()) == 4
+    lines = [line for line in (out / "results.md").read_text().splitlines() if line.startswith("|")]
+    heading, _, *cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    assert {"AP", "± images", "± seeds", "AP50", "AP75", "gain [95%]", "step ms", "overhead %", "peak MiB"} <= set(
+        heading
+    )
+    with (out / "results.csv").open(newline="") as file:
+        stored = list(csv.DictReader(file))
+    for row, in_csv, in_table in zip(content["rows"], stored, cells, strict=True):
+        assert {name: float(in_csv[name]) for name in FIGURES} == {name: row[name] for name in FIGURES}
+        written = dict(zip(heading, in_table, strict=True))
+        assert [written[name] for name in ("AP", "AP50", "AP75")] == [f"{row[n]:.1f}" for n in ("AP", "AP50", "AP75")]
+        assert written["gain [95%]"].startswith("" if row["gain"] is None else f"{row['gain']:+.1f} [")
     assert "SSIM 4." in " ".join(content["notes"])
 
 

@@ -111,6 +111,12 @@ def test_missing_and_corrupt_files_name_themselves(coco_root):
         CocoDataModule(str(coco_root / "nowhere")).setup()
 
 
+def test_splits_of_different_categories_are_refused(coco_root):
+    edit(coco_root, lambda c: c["categories"].append({"id": 9, "name": "green"}), "val2017")
+    with pytest.raises(DataError, match=r"train2017.json and .*val2017.json list different categories"):
+        CocoDataModule(str(coco_root)).setup()
+
+
 def drawn(sampler, epoch):
     sampler.set_epoch(epoch)
     return list(sampler)

@@ -1,11 +1,14 @@
 """What the command line offers besides plain training: precision, accumulation, clipping, logs, saved options."""
 
+import io
+import re
 import warnings
 
 import pytest
 import torch
 import yaml
 from foreign_checkpoints import mmdet_names
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_coco import write_coco
 from training_runs import BACKBONE, logged, write_config
@@ -153,6 +156,9 @@ def test_logs_saved_options_and_evaluation_without_the_teacher(coco_root, tmp_pa
         (["--model.loss_options={'window_size': 4}"], r"kd: .*window_size"),
         (["--model.teacher.weights=gone.pth"], r"kd: weights: no file 'gone.pth'"),
         (["--data.batch_size=0"], r"kd: batch_size"),
+        (["--data.batch_size=9"], r"kd: batch_size: 9 on 1 processes needs 9 training images, the data set has 7"),
+        (["--model.level_map={'0': 'p9'}"], r"kd: level_map: no level '0' in the student or 'p9' in the teacher"),
+        (["--ckpt_path=nowhere.ckpt"], r"kd: .*nowhere.ckpt"),
         (["--teacher_check.min_ap=200"], r"kd: teacher_check: got"),
     ],
 )
@@ -161,9 +167,12 @@ def test_wrong_options_end_with_a_sentence(coco_root, tmp_path, arguments, messa
         main(["fit", "--config", write_config("retinanet", coco_root, tmp_path / "run"), *arguments])
 
 
-def test_a_corrupt_image_in_a_loading_process_ends_with_its_name(coco_root, tmp_path):
-    image = coco_root / "train2017" / "000000000013.png"
-    image.write_bytes(image.read_bytes()[:-40])
+@pytest.mark.parametrize(("split", "kind"), [("train2017", "PNG"), ("train2017", "JPEG"), ("val2017", "JPEG")])
+def test_a_corrupt_image_in_a_loading_process_ends_with_its_name(coco_root, tmp_path, split, kind):
+    image = coco_root / split / "000000000013.png"
+    content = io.BytesIO()
+    Image.open(image).save(content, kind)
+    image.write_bytes(content.getvalue()[:-40])
     path = write_config("retinanet", coco_root, tmp_path / "run", data__workers=1)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", path])
@@ -286,6 +295,16 @@ def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_roo
         main(["fit", "--config", path, "--trainer.limit_train_batches=1"])
         assert ("AP50" if convert else "AP not measured") in said[0] and len(said) == 1
         assert len(logged(run, "teacher/AP")) == int(convert)
+
+
+def test_the_progress_bar_shows_losses_and_the_time_left(coco_root, tmp_path, capsys):
+    path = write_config("retinanet", coco_root, tmp_path / "run", trainer__enable_progress_bar=True, **PLAIN)
+    main(["fit", "--config", path, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"])
+    shown = capsys.readouterr()
+    last = (shown.out + shown.err).rsplit("Epoch 0", 1)[-1]
+    for name in ("loss", "loss_distill", "classification", "bbox_regression"):
+        assert re.search(rf"\b{name}[=:]\s*\d", last), last
+    assert re.search(r"\d+:\d\d", last), last
 
 
 def test_a_run_without_loggers(coco_root, tmp_path):
