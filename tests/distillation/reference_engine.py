@@ -56,7 +56,7 @@ def train_one_epoch(model, optimizer, data_loader, device, epoch, meters, scaler
         if lr_scheduler is not None:
             lr_scheduler.step()
         meters.append({"loss": loss_value, "lr": optimizer.param_groups[0]["lr"],
-                       **{k: float(v) for k, v in loss_dict_reduced.items()}})  # fmt: skip
+                       **{k: v.item() for k, v in loss_dict_reduced.items()}})  # fmt: skip
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from training_runs import write_config
 from kd.compare.methods import named_methods, swept_methods
 from kd.compare.record import FIGURES
 from kd.compare.students import Students, TrainingFailed, resolved
+from kd.compare.table import Row, markdown
 from kd.data import CocoDataModule
 from kd.models import DetectorConfig, build
 from kd.run_folder import learning_curves
@@ -70,6 +71,19 @@ def test_one_command_makes_one_table(compared):
         assert [written[name] for name in ("AP", "AP50", "AP75")] == [f"{row[n]:.1f}" for n in ("AP", "AP50", "AP75")]
         assert written["gain [95%]"].startswith("" if row["gain"] is None else f"{row['gain']:+.1f} [")
     assert "SSIM 4." in " ".join(content["notes"])
+
+
+def test_every_figure_stands_under_its_name():
+    figures = {"AP": 41.0, "AP50": 62.0, "AP75": 43.0, "APS": 24.0, "APM": 45.0, "APL": -1.0}
+    row = Row(detector="RetinaNet", model="student + SSIM", method="ssim", seeds=3, **figures, ap_std_images=0.5,
+              ap_std_seeds=0.25, gain=3.0, gain_low=2.0, gain_high=4.0, step_ms=100.0, overhead_percent=1.5,
+              peak_memory_mb=300.0)  # fmt: skip
+    heading, _, line = [[cell.strip() for cell in text[1:-1].split("|")] for text in markdown([row]).splitlines()]
+    assert dict(zip(heading, line, strict=True)) == {
+        "detector": "RetinaNet", "model": "student + SSIM", "AP": "41.0", "± images": "0.5", "± seeds": "0.2",
+        "AP50": "62.0", "AP75": "43.0", "S": "24.0", "M": "45.0", "gain [95%]": "+3.0 [+2.0, +4.0]", "step ms": "100",
+        "overhead %": "+1.5", "peak MiB": "300",
+    }  # fmt: skip
 
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(compared, tmp_path, monkeypatch):

@@ -61,6 +61,7 @@ def test_one_changed_line(detectors, data):
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     model = student
     model = kd.distill(model, teacher, loss="ssim", weight=4.0)  # the changed line
+    untrained = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("adapters.")}
     meters, checkpoint = trained(model, data)
     assert [m["lr"] for m in meters] == pytest.approx([0.01001, 0.02, 0.02, *[0.02] * 3, *[0.002] * 3])
     assert all(m["loss"] == pytest.approx(sum(v for k, v in m.items() if k not in ("loss", "lr"))) for m in meters)
@@ -68,6 +69,7 @@ def test_one_changed_line(detectors, data):
     assert sum(distillation[-3:]) < 0.9 * sum(distillation[:3])
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
     assert not any("teacher" in name for name in checkpoint["model"])
+    assert untrained and any(not torch.equal(checkpoint["model"][k], v) for k, v in untrained.items())
     # The reference's evaluation and its checkpoint's use: the distiller detects as the plain student does.
     plain, _ = detectors()
     plain.load_state_dict(model.student.state_dict())
