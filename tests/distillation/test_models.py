@@ -8,7 +8,7 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.ops import FrozenBatchNorm2d
 
 import kd
-from kd.backbones import MOBILENETS, RESNETS, backbone_with_fpn
+from kd.backbones import backbone_with_fpn
 from kd.models import DetectorConfig, build, faster_rcnn, retinanet
 
 
@@ -49,7 +49,14 @@ def test_same_as_torchvisions_builder(ours, theirs):
         torch.testing.assert_close(value, results[1][name])
 
 
-@pytest.mark.parametrize("backbone", RESNETS + MOBILENETS)
+BACKBONES = [
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
+]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_has_strides_4_to_64(backbone):
     with torch.device("meta"):  # shapes only
         features = backbone_with_fpn(backbone, fpn_channels=8)
