@@ -38,9 +38,9 @@ class Distiller(nn.Module):
         weight: lambda, >= 0; the paper uses 2 to 4. With 0 the teacher does not run, as for "none".
         adapters: 1x1 convolutions on the student's levels: "auto" where channels or families differ, "always", "never".
         level_map: student level -> teacher level, for pyramids with other level names. None: equal names.
-        mask_padding: take every mean over the cells that see an image, not over those that see only the padding to the
-            batch's common size, where student and teacher agree or differ about nothing. SSIM's windows and psi's
-            minimum and maximum still see whole maps. The paper's code does not mask, so it is off by default.
+        mask_padding: take every mean over the cells that see an image, leaving out those that see only the padding to
+            the batch's common size. SSIM's windows and psi's minimum and maximum still see whole maps. The paper's
+            code does not mask, so it is off by default.
         loss_options: options of the loss, see :mod:`kd.losses`.
 
     Raises:
