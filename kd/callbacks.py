@@ -20,17 +20,23 @@ def checkpoints(directory: str | Path, every_n_steps: int = 500) -> list[ModelCh
     validation, and when a run is stopped. ``--ckpt_path last`` goes on from the newest."""
     common: dict[str, Any] = {"dirpath": str(directory), "enable_version_counter": False}
     return [
-        ModelCheckpoint(filename="best", monitor="AP", mode="max", save_on_train_epoch_end=False, **common),
+        _FiniteCheckpoint(filename="best", monitor="AP", mode="max", save_on_train_epoch_end=False, **common),
         _FiniteCheckpoint(filename="last", every_n_train_steps=every_n_steps, save_on_exception=True, **common),
-        ModelCheckpoint(filename="last_epoch", save_on_train_epoch_end=True, **common),
+        _FiniteCheckpoint(filename="last_epoch", save_on_train_epoch_end=True, **common),
     ]
 
 
 class _FiniteCheckpoint(ModelCheckpoint):
+    """Weights that are or gave a NaN are of no use to a resumed run, so the last good ones stay."""
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # The weights that gave a NaN are of no use to a resumed run; the last good ones stay.
         if not isinstance(exception, NonFiniteLossError):
             super().on_exception(trainer, pl_module, exception)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        # A finite loss can have a gradient that is not, whose step would be saved before the next loss shows it.
+        trainer.lightning_module.check_weights()
+        super()._save_checkpoint(trainer, filepath)
 
 
 class StudentWeights(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,25 +10,52 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from kd.callbacks import StopOnInterrupt, StudentWeights, checkpoints
 from kd.coco import DataError
 from kd.data import CocoDataModule
+from kd.run_folder import flat
 from kd.teacher_check import BadTeacherError, TeacherCheck
 from kd.training import ConfigurationError, DetectionTraining, NonFiniteLossError
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves every option beside the run: ``config.yaml`` of a training, ``config_validate.yaml`` of an evaluation."""
+    """Saves every option beside the run: ``config.yaml`` of a training, ``config_validate.yaml`` of an evaluation.
+
+    Where the folder already holds other options, those are kept beside it (``config_1.yaml``, ...), and that is said.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             self.config_filename = f"config_{trainer.state.fn.value}.yaml"
+        folder = Path(trainer.log_dir)  # in every process, because Lightning broadcasts it
+        if trainer.is_global_zero and not self.already_saved:
+            self._keep_earlier(folder / self.config_filename)
         super().setup(trainer, pl_module, stage)
+
+    def _keep_earlier(self, file: Path) -> None:
+        if not file.is_file():
+            return
+        before = flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+        now = flat(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        # Resuming is no other run.
+        changed = [key for key in {**before, **now} if key != "ckpt_path" and before.get(key) != now.get(key)]
+        if not changed:
+            return
+        taken = (file.with_name(f"{file.stem}_{number}.yaml") for number in itertools.count(1))
+        kept = next(name for name in taken if not name.exists())
+        file.replace(kept)
+        listed = ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed[:3])
+        rank_zero_warn(
+            f"{file}: this run has other options than the one before it in this folder ({listed}"
+            f"{', ...' if len(changed) > 3 else ''}); the earlier ones are kept as {kept.name}"
+        )
 
 
 class DistillationCLI(LightningCLI):
@@ -37,6 +65,23 @@ class DistillationCLI(LightningCLI):
         """Without training there is nothing to distil, so the teacher's file need not be there."""
         if self.subcommand != "fit":
             self.config[self.subcommand].model.teacher = None
+
+    def before_validate(self) -> None:
+        """The AP of heads that nobody trained says nothing."""
+        if self.config[self.subcommand].ckpt_path:
+            return
+        student = self.model.student_config
+        what = None
+        if student.weights is None:
+            what = "nothing says which weights"
+        elif not getattr(self.model.student, "heads_are_trained", True):
+            what = f"{student.weights} gave backbone and FPN only ({student.weights_format}), its heads are untrained"
+        if what:
+            raise ConfigurationError(
+                f"{self.subcommand}: {what}; give --ckpt_path of a run, or model.student.weights of a whole detector"
+            )
+
+    before_test = before_validate
 
     def instantiate_classes(self) -> None:
         """Lightning's, with one kind of error for all options that do not fit."""
@@ -77,6 +122,10 @@ class DistillationCLI(LightningCLI):
             "validate": skipped,
             "test": skipped,
         }
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let the options stored in a checkpoint go before the command line's.
+        pass
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Lightning's own default would unpickle whatever a checkpoint from the network holds.

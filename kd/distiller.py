@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd import checks
 from kd.losses import FeatureLoss, feature_loss
+from kd.masks import valid_cells
 from kd.taps import Features, named_features, tapped
 
 Adapters = Literal["auto", "always", "never"]
@@ -37,6 +38,9 @@ class Distiller(nn.Module):
         weight: lambda, >= 0; the paper uses 2 to 4. With 0 the teacher does not run, as for "none".
         adapters: 1x1 convolutions on the student's levels: "auto" where channels or families differ, "always", "never".
         level_map: student level -> teacher level, for pyramids with other level names. None: equal names.
+        mask_padding: take every mean over the cells that see an image, leaving out those that see only the padding to
+            the batch's common size. SSIM's windows and psi's minimum and maximum still see whole maps. The paper's
+            code does not mask, so it is off by default.
         loss_options: options of the loss, see :mod:`kd.losses`.
 
     Raises:
@@ -53,6 +57,7 @@ class Distiller(nn.Module):
         *,
         adapters: Adapters = "auto",
         level_map: Mapping[str, str] | None = None,
+        mask_padding: bool = False,
         **loss_options: Any,
     ) -> None:
         super().__init__()
@@ -65,6 +70,9 @@ class Distiller(nn.Module):
         self.weight = float(weight)
         self.distils = loss != "none" and weight > 0
         self.level_map: dict[str, str] = {}
+        self.level_strides: dict[str, int] = {}
+        """Student level -> its stride in pixels."""
+        self.mask_padding = mask_padding
         self.adapters = nn.ModuleDict()
         self.feature_loss: FeatureLoss | None = None
         self.log_components = False
@@ -80,6 +88,8 @@ class Distiller(nn.Module):
             self.feature_loss = loss
         elif loss != "none":
             self.feature_loss = feature_loss(loss, **loss_options)
+        if mask_padding and self.distils and not self.feature_loss.takes_mask:
+            raise ValueError(f"mask_padding: {type(self.feature_loss).__name__} takes no mask (takes_mask is False)")
         if self.distils:
             self._pair_with(teacher, adapters, level_map)
 
@@ -94,20 +104,28 @@ class Distiller(nn.Module):
         """The student's call: in training a dict of scalar losses, in evaluation a list of detections."""
         if not (self.student.training and self.distils):
             return self.student(images, targets)
-        with tapped(self.student.backbone) as tap:
+        with tapped(self.student.backbone, self.student.transform if self.mask_padding else None) as tap:
             losses = dict(self.student(images, targets))
         if tap.calls != 1 or tap.images is None:
             raise RuntimeError(f"student: its backbone ran {tap.calls} times in one step, expected once")
-        losses["loss_distill"] = self.distillation_loss(tap.images, tap.features)
+        losses["loss_distill"] = self.distillation_loss(tap.images, tap.features, tap.sizes)
         return losses
 
-    def distillation_loss(self, images: Tensor, features: Features) -> Tensor:
+    def distillation_loss(
+        self, images: Tensor, features: Features, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Tensor:
         """``weight`` times the feature loss summed over levels, a scalar.
 
         Args:
             images: the student's transformed batch [N, 3, H, W].
             features: the student's FPN features of it, level -> [N, C, h, w].
+            sizes: (height, width) of every image in the batch; ``mask_padding`` needs them.
+
+        Raises:
+            ValueError: features that do not fit, or no sizes where the padding is masked.
         """
+        if self.mask_padding and (sizes is None or len(sizes) != len(images)):
+            raise ValueError(f"sizes: mask_padding needs those of all {len(images)} images, got {sizes}")
         with torch.no_grad():
             teacher_features = named_features(self.teacher.backbone(images))
         with torch.autocast(images.device.type, enabled=False):
@@ -120,11 +138,14 @@ class Distiller(nn.Module):
                 ours.append(_at_least_float32(feature))
                 theirs.append(_at_least_float32(teacher_features[teacher_level]))
                 checks.check_alike(ours[-1], theirs[-1], student_level)
-            losses = self.feature_loss(ours, theirs)
+            mask: tuple[list[Tensor], ...] = ()
+            if self.mask_padding:
+                mask = (valid_cells(sizes, ours, [self.level_strides[level] for level in self.level_map]),)
+            losses = self.feature_loss(ours, theirs, *mask)
             self.level_losses = dict(zip(self.level_map, losses.detach().unbind(), strict=True))
             self.level_components = {}
             if self.log_components and hasattr(self.feature_loss, "components"):
-                components = self.feature_loss.components(ours, theirs)
+                components = self.feature_loss.components(ours, theirs, *mask)
                 self.level_components = dict(zip(self.level_map, components.unbind(), strict=True))
             return self.weight * losses.sum()
 
@@ -158,6 +179,8 @@ class Distiller(nn.Module):
         size, student_features = checks.probe_features(self.student)
         _, teacher_features = checks.probe_features(teacher)
         self.level_map = checks.matched_levels(student_features, teacher_features, level_map, size)
+        # Widths, because the probe is wide enough to tell all strides apart.
+        self.level_strides = {name: round(size[1] / student_features[name].shape[-1]) for name in self.level_map}
         channels = {
             ours: (student_features[ours].shape[1], teacher_features[theirs].shape[1])
             for ours, theirs in self.level_map.items()
@@ -182,6 +205,7 @@ def distill(
     *,
     adapters: Adapters = "auto",
     level_map: Mapping[str, str] | None = None,
+    mask_padding: bool = False,
     **loss_options: Any,
 ) -> Distiller:
     """Make ``student`` learn from ``teacher``'s FPN features; arguments and errors as in :class:`Distiller`.
@@ -192,7 +216,16 @@ def distill(
         >>> sum(losses.values()).backward()
         >>> torch.save(model.student.state_dict(), "student.pth")
     """
-    return Distiller(student, teacher, loss, weight, adapters=adapters, level_map=level_map, **loss_options)
+    return Distiller(
+        student,
+        teacher,
+        loss,
+        weight,
+        adapters=adapters,
+        level_map=level_map,
+        mask_padding=mask_padding,
+        **loss_options,
+    )
 
 
 def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:

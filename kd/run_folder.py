@@ -72,6 +72,7 @@ class RunFolder:
             loss,
             adapters=model["adapters"],
             level_map=model["level_map"],
+            mask_padding=model.get("mask_padding", False),  # older runs do not know it
             **((model["loss_options"] or {}) if loss == model["loss"] else {}),
         )
         prefix = "distiller."

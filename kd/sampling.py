@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from kd.coco import Draw
+from kd.coco import DataError, Draw
 
 
 class GroupedBatchSampler(Sampler[list[Draw]]):
@@ -24,7 +24,8 @@ class GroupedBatchSampler(Sampler[list[Draw]]):
         reshuffle: another order every epoch; False repeats the first epoch's (to overfit a few batches on purpose).
 
     Raises:
-        ValueError: a global batch is larger than the data set, or a number out of range.
+        DataError: a global batch is larger than the data set.
+        ValueError: a number out of range.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class GroupedBatchSampler(Sampler[list[Draw]]):
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size, rank, world_size: got {batch_size}, {rank}, {world_size}")
         if len(groups) < batch_size * world_size:
-            raise ValueError(
+            raise DataError(
                 f"batch_size: {batch_size} on {world_size} processes needs {batch_size * world_size} training images, "
                 f"the data set has {len(groups)}; use a smaller batch"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,6 +20,11 @@ class Tap:
         self.features: Features = {}
         """FPN level -> [N, C, h, w]."""
         self.calls = 0
+        self.sizes: list[tuple[int, int]] = []
+        """(height, width) of every image in ``images``, what lies beyond is padding; of a tapped transform."""
+
+    def _see_sizes(self, module: nn.Module, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        self.sizes = list(output[0].image_sizes)
 
     def _see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | Mapping[str, Tensor]) -> None:
         self.calls += 1
@@ -31,12 +37,15 @@ def named_features(output: Tensor | Mapping[str, Tensor]) -> Features:
 
 
 @contextmanager
-def tapped(backbone: nn.Module) -> Iterator[Tap]:
-    """Record ``backbone``'s next call. The hook exists inside of the context only: a copied, pickled or wrapped
-    detector never carries one."""
+def tapped(backbone: nn.Module, transform: nn.Module | None = None) -> Iterator[Tap]:
+    """Record the next call of ``backbone``, and of ``transform`` if given. The hooks exist inside of the context only:
+    a copied, pickled or wrapped detector never carries one."""
     tap = Tap()
-    handle = backbone.register_forward_hook(tap._see)
+    handles = [backbone.register_forward_hook(tap._see)]
+    if transform is not None:
+        handles.append(transform.register_forward_hook(tap._see_sizes))
     try:
         yield tap
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

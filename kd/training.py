@@ -27,7 +27,13 @@ class ConfigurationError(ValueError):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss is NaN or infinite; the message names the images."""
+    """A loss, or the weights after a step, are NaN or infinite; the message names the images."""
+
+
+_ADVICE = (
+    "Lower optimizer.lr, clip gradients (trainer.gradient_clip_val) or look at these images' annotations. "
+    "No checkpoint holds these weights; --ckpt_path last goes on from the last good one, if there is one."
+)
 
 
 class DetectionTraining(pl.LightningModule):
@@ -41,6 +47,7 @@ class DetectionTraining(pl.LightningModule):
         loss_options: options of the loss, see :mod:`kd.losses`.
         adapters: "auto", "always" or "never", see :class:`kd.Distiller`.
         level_map: student FPN level -> teacher FPN level where their names differ.
+        mask_padding: leave the padding of a batch out of the distillation loss, see :class:`kd.Distiller`.
         optimizer, schedule: how to optimise.
         seed: seed of what happens at random in a step (proposal sampling, multi-scale sizes). A step's randomness
             depends on this, the epoch and the batch only, so a resumed run equals an uninterrupted one.
@@ -58,6 +65,7 @@ class DetectionTraining(pl.LightningModule):
         loss_options: dict[str, Any] | None = None,
         adapters: Adapters = "auto",
         level_map: dict[str, str] | None = None,
+        mask_padding: bool = False,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         seed: int = 0,
@@ -75,12 +83,14 @@ class DetectionTraining(pl.LightningModule):
             weight,
             adapters=adapters,
             level_map=level_map,
+            mask_padding=mask_padding,
             **(loss_options or {}),
         )
         self.optimizer_config, self.schedule_config = optimizer, schedule
         self.seed, self.log_components_every = seed, log_components_every
         self.class_metrics = class_metrics
         self.evaluator = CocoEvaluator()
+        self._image_ids: list[int] = []
         # Plain containers: a checkpoint has to be readable with weights_only=True.
         self.save_hyperparameters(
             {
@@ -130,6 +140,7 @@ class DetectionTraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
+        self._image_ids = [int(target["image_id"]) for target in targets]
         torch.manual_seed(self._step_seed(batch_idx))
         every = self.log_components_every
         self.distiller.log_components = every > 0 and batch_idx % every == 0
@@ -139,8 +150,7 @@ class DetectionTraining(pl.LightningModule):
             raise NonFiniteLossError(
                 f"epoch {self.current_epoch}, batch {batch_idx}: "
                 + ", ".join(f"{name} is {value.item()}" for name, value in losses.items())
-                + f"; image ids {[int(target['image_id']) for target in targets]}. Lower optimizer.lr, clip gradients "
-                "(trainer.gradient_clip_val) or look at these images' annotations."
+                + f"; image ids {self._image_ids}. {_ADVICE}"
             )
         size = len(images)
         self.log("loss", total.detach(), prog_bar=True, batch_size=size)
@@ -150,6 +160,16 @@ class DetectionTraining(pl.LightningModule):
             names = (f"{part}/{level}" for part in ("luminance", "contrast", "structure"))
             self.log_dict(dict(zip(names, parts, strict=True)), batch_size=size)
         return total
+
+    def check_weights(self) -> None:
+        """Raise :class:`NonFiniteLossError` unless all weights that a checkpoint would hold are finite."""
+        wrong = [name for name, value in self.state_dict().items() if not torch.isfinite(value).all()]
+        if wrong:
+            raise NonFiniteLossError(
+                f"epoch {self.current_epoch}, after step {self.trainer.global_step}: {len(wrong)} of the weights are "
+                f"not finite, {wrong[0].removeprefix('distiller.')} the first; image ids of the last batch "
+                f"{self._image_ids}. {_ADVICE}"
+            )
 
     def on_validation_start(self) -> None:
         self._check_labels("val")

@@ -29,13 +29,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {str(path)!r}")
     if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(
-                f"weights: {str(path)!r} needs the package safetensors (pip install safetensors)"
-            ) from error
-        return dict(load_file(str(path)))
+        return _read_safetensors(path)
     try:
         content = read_arrays(path) if path.suffix == ".pkl" else _load_tensors(path)
     except Exception as error:  # unpickling fails in many ways; every one of them means "not a plain weights file"
@@ -55,6 +49,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if wrong:
         raise ValueError(f"weights: {str(path)!r} is not a state dict: {_some(wrong)} hold no tensor")
     return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(f"weights: {str(path)!r} needs the package safetensors (pip install safetensors)") from error
+    try:
+        return dict(load_file(str(path)))
+    except SafetensorError as error:
+        raise ValueError(f"weights: {str(path)!r} can not be read as safetensors ({error})") from error
 
 
 def _load_tensors(path: Path) -> Any:

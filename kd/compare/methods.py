@@ -39,7 +39,7 @@ class Method:
             # Nothing of the distillation is left, so that changing it does not concern the student alone.
             return {
                 "loss": "none", "teacher": None, "weight": 0.0, "loss_options": None, "adapters": "auto",
-                "level_map": None,
+                "level_map": None, "mask_padding": False,
             }  # fmt: skip
         return {
             "loss": self.loss,

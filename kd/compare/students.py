@@ -218,6 +218,10 @@ class Students:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, evaluator = build(config).to(device).eval(), CocoEvaluator()
         if not getattr(model, "heads_are_trained", True):
+            self.console.print(
+                f"teacher: AP not measured, {config.weights} gave backbone and FPN only ({config.weights_format})",
+                highlight=False, markup=False,
+            )  # fmt: skip
             return None
         self.console.print("measuring the teacher ...")
         with torch.no_grad():
@@ -258,6 +262,7 @@ class Students:
                 method.weight,
                 adapters=method.adapters,
                 level_map=model["level_map"],
+                mask_padding=model["mask_padding"],
                 **method.options,
             ).to(device)
             for method in methods
@@ -301,6 +306,8 @@ class Students:
                 config[section].pop(name, None)
         for name in ("save_every", "teacher_check", "weights_only"):
             config.pop(name, None)
+        if not config["model"]["mask_padding"]:
+            del config["model"]["mask_padding"]  # so that trainings from before there was a choice stand
         files = {k: v for k, v in self._files.items() if config["model"]["teacher"] or k != "teacher.weights"}
         return json.loads(json.dumps({"format": FORMAT, **config, "files": files}))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd.losses.base import FeatureLoss
+from kd.losses.base import FeatureLoss, mean_of_valid
 from kd.losses.rescale import Axes, check_axes, min_max
 
 
 class _LpLoss(FeatureLoss):
+    takes_mask = True
+
     def __init__(self, *, normalize: Axes | None = "channel", detach_range: bool = False) -> None:
         super().__init__()
         check_axes(normalize)
@@ -29,12 +31,16 @@ class L1Loss(_LpLoss):
             :class:`kd.losses.ssim.SSIMFeatureLoss`.
     """
 
-    def level(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return F.l1_loss(self.rescaled(student), self.rescaled(teacher))
+    def level(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
+        if valid is None:
+            return F.l1_loss(self.rescaled(student), self.rescaled(teacher))
+        return mean_of_valid((self.rescaled(student) - self.rescaled(teacher)).abs(), valid).squeeze()
 
 
 class L2Loss(_LpLoss):
     """mean (psi(S) - psi(T))^2 per level; arguments as :class:`L1Loss`."""
 
-    def level(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return F.mse_loss(self.rescaled(student), self.rescaled(teacher))
+    def level(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
+        if valid is None:
+            return F.mse_loss(self.rescaled(student), self.rescaled(teacher))
+        return mean_of_valid((self.rescaled(student) - self.rescaled(teacher)).square(), valid).squeeze()

@@ -30,6 +30,8 @@ class SSIMFeatureLoss(FeatureLoss):
         backend: forces an SSIM backend; see ``fused_ssim``.
     """
 
+    takes_mask = True
+
     def __init__(
         self,
         *,
@@ -61,22 +63,27 @@ class SSIMFeatureLoss(FeatureLoss):
         sample = torch.zeros(1, 1, window_size, window_size)
         fused_ssim.ssim_loss(sample, sample, **{**self.ssim_options, "backend": None})
 
-    def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, students: Sequence[Tensor], teachers: Sequence[Tensor], valid: Sequence[Tensor] | None = None
+    ) -> Tensor:
         return fused_ssim.pyramid_ssim_loss(
             list(students),
             list(teachers),
             normalize=self.normalize,
             detach_range=self.detach_range,
             reduction="level",
+            weight=valid,
             **self.ssim_options,
         )
 
     @torch.no_grad()
-    def components(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    def components(
+        self, students: Sequence[Tensor], teachers: Sequence[Tensor], valid: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Mean luminance, contrast and structure of every level, [L, 3], without gradient; 1 is equality."""
-        options = {**self.ssim_options}
+        options = {**self.ssim_options, "reduction": "mean"}
         rows = []
-        for student, teacher in zip(students, teachers, strict=True):
+        for student, teacher, weight in zip(students, teachers, valid or [None] * len(students), strict=True):
             pair = (min_max(x, self.normalize) for x in (student, teacher))
-            rows.append(torch.stack([part.mean() for part in fused_ssim.ssim_components(*pair, **options)]))
+            rows.append(torch.stack(fused_ssim.ssim_components(*pair, weight=weight, **options)))
         return torch.stack(rows)

@@ -1,5 +1,6 @@
 """``kd compare`` and ``kd ablate``: every student trained once and alike, resumed where it stopped, in one table."""
 
+import csv
 import json
 import os
 import signal
@@ -11,9 +12,14 @@ import pytest
 import torch
 import yaml
 from comparisons import compare, equal, in_process, student_weights, write_comparison
+from foreign_checkpoints import mmdet_names
+from rich.console import Console
+from training_runs import write_config
 
 from kd.compare.methods import named_methods, swept_methods
-from kd.compare.students import TrainingFailed
+from kd.compare.record import FIGURES
+from kd.compare.students import Students, TrainingFailed, resolved
+from kd.compare.table import Row, markdown
 from kd.data import CocoDataModule
 from kd.models import DetectorConfig, build
 from kd.run_folder import learning_curves
@@ -52,9 +58,32 @@ def test_one_command_makes_one_table(compared):
     assert content["step_cost"]["none with teacher"]["overhead_percent"] == 0
     assert not equal(student_weights(out, "none-seed0"), student_weights(out, "none-seed1"))
     assert not equal(student_weights(out, "none-seed0"), student_weights(out, "ssim-seed0"))
-    assert (out / "results.md").read_text().count("\n|") == 4
-    assert len((out / "results.csv").read_text().splitlines()) == 4
+    lines = [line for line in (out / "results.md").read_text().splitlines() if line.startswith("|")]
+    heading, _, *cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    assert {"AP", "± images", "± seeds", "AP50", "AP75", "gain [95%]", "step ms", "overhead %", "peak MiB"} <= set(
+        heading
+    )
+    with (out / "results.csv").open(newline="") as file:
+        stored = list(csv.DictReader(file))
+    for row, in_csv, in_table in zip(content["rows"], stored, cells, strict=True):
+        assert {name: float(in_csv[name]) for name in FIGURES} == {name: row[name] for name in FIGURES}
+        written = dict(zip(heading, in_table, strict=True))
+        assert [written[name] for name in ("AP", "AP50", "AP75")] == [f"{row[n]:.1f}" for n in ("AP", "AP50", "AP75")]
+        assert written["gain [95%]"].startswith("" if row["gain"] is None else f"{row['gain']:+.1f} [")
     assert "SSIM 4." in " ".join(content["notes"])
+
+
+def test_every_figure_stands_under_its_name():
+    figures = {"AP": 41.0, "AP50": 62.0, "AP75": 43.0, "APS": 24.0, "APM": 45.0, "APL": -1.0}
+    row = Row(detector="RetinaNet", model="student + SSIM", method="ssim", seeds=3, **figures, ap_std_images=0.5,
+              ap_std_seeds=0.25, gain=3.0, gain_low=2.0, gain_high=4.0, step_ms=100.0, overhead_percent=1.5,
+              peak_memory_mb=300.0)  # fmt: skip
+    heading, _, line = [[cell.strip() for cell in text[1:-1].split("|")] for text in markdown([row]).splitlines()]
+    assert dict(zip(heading, line, strict=True)) == {
+        "detector": "RetinaNet", "model": "student + SSIM", "AP": "41.0", "± images": "0.5", "± seeds": "0.2",
+        "AP50": "62.0", "AP75": "43.0", "S": "24.0", "M": "45.0", "gain [95%]": "+3.0 [+2.0, +4.0]", "step ms": "100",
+        "overhead %": "+1.5", "peak MiB": "300",
+    }  # fmt: skip
 
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(compared, tmp_path, monkeypatch):
@@ -185,6 +214,24 @@ def test_none_is_plain_torchvision_training_step_for_step(name, coco_root, tmp_p
     assert learning_curves(run)["loss"][1] == pytest.approx(history, rel=1e-6)
     trained = torch.load(run / "student_last.pth", weights_only=True)
     assert equal(trained, model.state_dict())
+
+
+def test_a_teacher_without_trained_heads_has_no_row_and_that_is_said(coco_root, tmp_path, capsys):
+    source = build("retinanet", backbone="resnet18", num_classes=8, fpn_channels=16, relu_before_p7=False)
+    torch.save(mmdet_names(source, 3), tmp_path / "mmdet.pth")
+    teacher = {"name": "retinanet", "backbone": "resnet18", "num_classes": 8, "weights": str(tmp_path / "mmdet.pth"),
+               "weights_format": "mmdet", "options": {"fpn_channels": 16, "min_size": 64, "max_size": 64}}  # fmt: skip
+    made = write_config("retinanet", coco_root, tmp_path / "run", model__teacher=teacher)
+    students = Students(tmp_path / "out", resolved(["--config", made]), Console(width=1000))
+    assert students.teacher() is None and not list((tmp_path / "out").glob("**/result.json"))
+    assert "teacher: AP not measured" in capsys.readouterr().out
+    # One file further, with weights for the heads too, it has a row.
+    torch.save(source.state_dict(), tmp_path / "whole.pth")
+    whole = {**teacher, "weights": str(tmp_path / "whole.pth"), "weights_format": "torchvision"}
+    whole["options"] = {**teacher["options"], "relu_before_p7": False, "norm": "bn"}
+    made = write_config("retinanet", coco_root, tmp_path / "run", model__teacher=whole)
+    result = Students(tmp_path / "out", resolved(["--config", made]), Console(width=1000)).teacher()
+    assert result.method == "teacher" and result.AP >= 0
 
 
 def test_methods_share_what_the_paper_shares_and_no_more():

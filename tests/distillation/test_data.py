@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from tiny_coco import write_coco
 from torchvision.transforms import v2
 
 from kd.coco import CocoDetection, DataError, Draw
@@ -111,6 +112,12 @@ def test_missing_and_corrupt_files_name_themselves(coco_root):
         CocoDataModule(str(coco_root / "nowhere")).setup()
 
 
+def test_splits_of_different_categories_are_refused(coco_root):
+    edit(coco_root, lambda c: c["categories"].append({"id": 9, "name": "green"}), "val2017")
+    with pytest.raises(DataError, match=r"train2017.json and .*val2017.json list different categories"):
+        CocoDataModule(str(coco_root)).setup()
+
+
 def drawn(sampler, epoch):
     sampler.set_epoch(epoch)
     return list(sampler)
@@ -128,6 +135,16 @@ def test_batches_are_grouped_seeded_and_cover_the_data():
     assert first != drawn(sampler, 1) and first != drawn(GroupedBatchSampler(groups, 4, seed=6), 0)
     fixed = GroupedBatchSampler(groups, 4, seed=5, reshuffle=False)
     assert drawn(fixed, 0) == drawn(fixed, 1) == first
+
+
+def test_the_data_module_groups_by_aspect_ratio_unless_told_otherwise(tmp_path):
+    root = write_coco(tmp_path / "coco", images_per_split=17)  # every other image upright
+    shapes = {}
+    for grouped in (True, False):
+        module = CocoDataModule(str(root), batch_size=4, workers=0, aspect_ratio_grouping=grouped)
+        module.setup()
+        shapes[grouped] = [len({image.shape for image in images}) for images, _ in module.train_dataloader()]
+    assert shapes[True] == [1] * 4 and max(shapes[False]) == 2
 
 
 def test_processes_share_the_batches_of_one_process():

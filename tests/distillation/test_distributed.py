@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ import torch.distributed as dist
 import yaml
 from tiny_coco import write_coco
 from torch.nn.parallel import DistributedDataParallel
-from training_runs import logged, write_config
+from training_runs import BACKBONE, logged, write_config
 
 import kd
+from kd.models import DetectorConfig
+from kd.training import ConfigurationError, DetectionTraining
 
 
 @pytest.fixture
@@ -37,6 +40,20 @@ def test_wrapped_in_ddp_with_unused_parameters(one_process_group, make_detector,
     assert sum(g is not None and float(g.abs().max()) > 0 for g in gradients[1]) > 50
     for one, other in zip(*gradients, strict=True):
         assert one is None or torch.equal(one, other)
+
+
+def test_lightnings_own_sampler_is_refused_with_several_processes(monkeypatch):
+    """It would shuffle and share out what the data module has shared out already."""
+    module = DetectionTraining(DetectorConfig(backbone="mobilenet_v2", num_classes=4, options=BACKBONE))
+    for processes, own, refused in ((2, True, True), (2, False, False), (1, True, False)):
+        connector = SimpleNamespace(use_distributed_sampler=own)
+        trainer = SimpleNamespace(world_size=processes, _accelerator_connector=connector, datamodule=None)
+        monkeypatch.setattr(DetectionTraining, "trainer", trainer)
+        if refused:
+            with pytest.raises(ConfigurationError, match=r"trainer\.use_distributed_sampler: set it to False"):
+                module.on_fit_start()
+        else:
+            module.on_fit_start()
 
 
 @pytest.mark.slow

@@ -1,14 +1,21 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.models.detection import RetinaNet
+from training_runs import logged, write_config
 
+from kd.cli import main
 from kd.coco import CocoDetection
 from kd.evaluation import CocoEvaluator, evaluate_detector
+from kd.models import build
 
 
 @pytest.fixture
@@ -105,6 +112,32 @@ def test_figures_equal_pycocotools(case):
         for found, target in zip(detections, targets, strict=True):
             spoilt.process([as_tensors(found)], [{**target, key: torch.full_like(target[key], value)}])
         assert spoilt.evaluate() != pytest.approx(expected, abs=1e-2)
+
+
+def test_kd_validate_gives_pycocotools_figures(case, capsys, monkeypatch):
+    """The whole way: annotation file, pictures, batches, Lightning's loop, the table. The detector is one that knows
+    the stored detections; every picture is filled with its image id."""
+    folder, path, detections = case
+    for image_id in range(1, 13):
+        Image.new("RGB", (400, 300), (image_id,) * 3).save(folder / f"{image_id}.png")
+
+    def forward(self, images, targets=None):
+        assert not self.training and targets is None
+        return [as_tensors(detections[round(255 * float(image[0, 0, 0])) - 1]) for image in images]
+
+    monkeypatch.setattr(RetinaNet, "forward", forward)
+    run = folder / "run"
+    config = write_config("retinanet", folder, run)
+    student = yaml.safe_load(Path(config).read_text())["model"]["student"]
+    torch.save(build(student).state_dict(), folder / "weights.pth")
+    data = {"val_images": ".", "val_annotations": path.name, "eval_batch_size": 5, "workers": 1}
+    main(["validate", "--config", config, f"--model.student.weights={folder / 'weights.pth'}",
+          *(f"--data.{name}={value}" for name, value in data.items())])  # fmt: skip
+    expected = pycocotools_figures(path, detections)
+    assert {name: logged(run, name) for name in expected} == {
+        name: [pytest.approx(value, abs=1e-3)] for name, value in expected.items()
+    }
+    assert "AP50" in capsys.readouterr().out
 
 
 def test_repeated_images_count_once_and_classes_are_named(case):

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 import kd
+from kd.inspection import command
 from kd.inspection.command import main
 from kd.inspection.figures import figures_of
 from kd.inspection.maps import inspect_image
@@ -91,6 +92,19 @@ def test_command_writes_every_figure(compared, tmp_path, capsys):
     assert with_truth != without
     maps = [(tmp_path / "two" / f"{name}_maps.png").read_bytes() for name in (known.stem, "other")]
     assert maps[0] == maps[1]
+
+
+def test_untrained_heads_of_a_teacher_are_not_drawn(compared, tmp_path, monkeypatch):
+    """A converted teacher may have backbone and FPN only; its features are shown, its detections mean nothing."""
+    shown = []
+    monkeypatch.setattr(command, "figures_of", lambda inspection, *_: (shown.append(inspection), {})[1])
+    run = RunFolder(compared[0] / "students/ssim-seed0")
+    distiller = run.distiller()
+    monkeypatch.setattr(RunFolder, "distiller", lambda *_: distiller)
+    for distiller.teacher.heads_are_trained in (True, False):
+        command.inspect_run(run, None, [], tmp_path)
+    assert len(shown) == 8 and all(len(inspection.levels) == 5 for inspection in shown)
+    assert [inspection.teacher is None for inspection in shown] == [False] * 4 + [True] * 4
 
 
 def test_another_teacher_and_what_does_not_fit(compared, tmp_path, capsys):

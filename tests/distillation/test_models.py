@@ -1,10 +1,14 @@
+import io
+
 import pytest
 import torch
 import torchvision.models.detection as torchvision_detection
-from torchvision.models import mobilenet_v2, resnet18
+from torchvision.models import WeightsEnum, mobilenet_v2, resnet18
 from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.ops import FrozenBatchNorm2d
 
-from kd.backbones import MOBILENETS, RESNETS, backbone_with_fpn
+import kd
+from kd.backbones import backbone_with_fpn
 from kd.models import DetectorConfig, build, faster_rcnn, retinanet
 
 
@@ -45,7 +49,14 @@ def test_same_as_torchvisions_builder(ours, theirs):
         torch.testing.assert_close(value, results[1][name])
 
 
-@pytest.mark.parametrize("backbone", [n for n in RESNETS + MOBILENETS if not n.startswith(("wide", "resnext101_6"))])
+BACKBONES = [
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
+]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_has_strides_4_to_64(backbone):
     with torch.device("meta"):  # shapes only
         features = backbone_with_fpn(backbone, fpn_channels=8)
@@ -53,6 +64,60 @@ def test_every_backbone_has_strides_4_to_64(backbone):
     assert [(k, tuple(v.shape[1:])) for k, v in maps.items()] == [
         ("0", (8, 32, 64)), ("1", (8, 16, 32)), ("2", (8, 8, 16)), ("3", (8, 4, 8)), ("pool", (8, 2, 4))
     ]  # fmt: skip
+
+
+TORCHVISIONS = [name for name in torchvision_detection.__dict__ if name.startswith(("retinanet_", "fasterrcnn_"))]
+
+
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_torchvisions_builders_by_name(name):
+    """All of them, v1 and v2, are torchvision's own, and can be distilled: a student has its builder's names."""
+    with torch.device("meta"):
+        model = build(name, num_classes=5)
+        other = torchvision_detection.__dict__[name](num_classes=5, weights_backbone=None)
+        assert shapes(model) == shapes(other)
+        teacher = build(name, num_classes=91)
+    distiller = kd.distill(model, teacher)
+    assert distiller.level_map and shapes(distiller.student) == shapes(other)
+
+
+def test_torchvisions_v2_teachers_fit_v1_students_and_mobilenet_takes_a_level_map():
+    def made(name):
+        with torch.device("meta"):
+            return build(name)
+
+    for name in ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn"):
+        assert len(kd.distill(made(name), made(f"{name}_v2")).level_map) == 5
+    mobile, teacher = made("fasterrcnn_mobilenet_v3_large_fpn"), made("fasterrcnn_resnet50_fpn")
+    with pytest.raises(ValueError, match=r"level_map.*student: '0' 256 channels stride 32, '1' .* stride 32, 'pool'"):
+        kd.distill(mobile, teacher)
+    assert list(kd.distill(mobile, teacher, level_map={"1": "3", "pool": "pool"}).level_map) == ["1", "pool"]
+
+
+def test_weights_by_torchvisions_enum_name(monkeypatch):
+    """Nothing is downloaded here: the enum's state dict is replaced, with what would have come noted."""
+    asked = []
+
+    def state_dict(self, *args, **kwargs):
+        asked.append(str(self))
+        return torch.load(file, weights_only=True)
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", state_dict)
+    file = io.BytesIO()
+    network = resnet18()
+    torch.save(network.state_dict(), file)
+    file.seek(0)
+    body = backbone_with_fpn("resnet18", weights_backbone="ResNet18_Weights.IMAGENET1K_V1").body
+    assert torch.equal(body.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
+    file = io.BytesIO()
+    detector = torchvision_detection.retinanet_resnet50_fpn(weights_backbone=None)
+    torch.save(detector.state_dict(), file)
+    file.seek(0)
+    made = build("retinanet_resnet50_fpn", weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1")
+    assert torch.equal(made.head.regression_head.bbox_reg.weight, detector.head.regression_head.bbox_reg.weight)
+    # Frozen, and with the eps its AP was measured with.
+    assert {m.eps for m in made.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}
+    assert asked == ["ResNet18_Weights.IMAGENET1K_V1", "RetinaNet_ResNet50_FPN_Weights.COCO_V1"]
 
 
 def test_extra_levels():

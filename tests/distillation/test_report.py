@@ -100,3 +100,9 @@ def test_curves_show_every_loss_once():
     assert len(panels["distillation loss, weighted"].lines) == 1
     assert curves.levels(runs["alone"]) is None
     assert [axes.get_title() for axes in curves.levels(runs["ssim"]).axes] == ["distillation loss by level"]
+    components = {f"{part}/{level}": ([0, 1], [0.5, 0.6]) for part in curves.PARTS for level in ("0", "p7")}
+    by_level = curves.levels({**runs["ssim"], **components}).axes
+    assert [axes.get_title().split(" by ")[0] for axes in by_level] == [
+        "distillation loss", "luminance", "contrast", "structure"
+    ]  # fmt: skip
+    assert [len(axes.lines) for axes in by_level] == [1, 2, 2, 2]

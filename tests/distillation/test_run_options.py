@@ -1,9 +1,14 @@
 """What the command line offers besides plain training: precision, accumulation, clipping, logs, saved options."""
 
+import io
+import re
+import warnings
+
 import pytest
 import torch
 import yaml
 from foreign_checkpoints import mmdet_names
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_coco import write_coco
 from training_runs import BACKBONE, logged, write_config
@@ -35,7 +40,9 @@ def test_bf16_computes_features_in_bf16_and_the_loss_in_float32(coco_root, tmp_p
     seen = []
     tapped, forward = Distiller.distillation_loss, SSIMFeatureLoss.forward
     monkeypatch.setattr(
-        Distiller, "distillation_loss", lambda self, x, f: (seen.append(f["0"].dtype), tapped(self, x, f))[1]
+        Distiller,
+        "distillation_loss",
+        lambda self, x, f, sizes: (seen.append(f["0"].dtype), tapped(self, x, f, sizes))[1],
     )
     monkeypatch.setattr(
         SSIMFeatureLoss,
@@ -149,6 +156,9 @@ def test_logs_saved_options_and_evaluation_without_the_teacher(coco_root, tmp_pa
         (["--model.loss_options={'window_size': 4}"], r"kd: .*window_size"),
         (["--model.teacher.weights=gone.pth"], r"kd: weights: no file 'gone.pth'"),
         (["--data.batch_size=0"], r"kd: batch_size"),
+        (["--data.batch_size=9"], r"kd: batch_size: 9 on 1 processes needs 9 training images, the data set has 7"),
+        (["--model.level_map={'0': 'p9'}"], r"kd: level_map: no level '0' in the student or 'p9' in the teacher"),
+        (["--ckpt_path=nowhere.ckpt"], r"kd: .*nowhere.ckpt"),
         (["--teacher_check.min_ap=200"], r"kd: teacher_check: got"),
     ],
 )
@@ -157,9 +167,12 @@ def test_wrong_options_end_with_a_sentence(coco_root, tmp_path, arguments, messa
         main(["fit", "--config", write_config("retinanet", coco_root, tmp_path / "run"), *arguments])
 
 
-def test_a_corrupt_image_in_a_loading_process_ends_with_its_name(coco_root, tmp_path):
-    image = coco_root / "train2017" / "000000000013.png"
-    image.write_bytes(image.read_bytes()[:-40])
+@pytest.mark.parametrize(("split", "kind"), [("train2017", "PNG"), ("train2017", "JPEG"), ("val2017", "JPEG")])
+def test_a_corrupt_image_in_a_loading_process_ends_with_its_name(coco_root, tmp_path, split, kind):
+    image = coco_root / split / "000000000013.png"
+    content = io.BytesIO()
+    Image.open(image).save(content, kind)
+    image.write_bytes(content.getvalue()[:-40])
     path = write_config("retinanet", coco_root, tmp_path / "run", data__workers=1)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", path])
@@ -188,6 +201,74 @@ def test_a_nan_leaves_no_checkpoint_of_itself(coco_root, tmp_path, monkeypatch):
     assert (run / "checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.parametrize(("save_every", "validation"), [(1, 1.0), (10, 1.0), (10, 0)])
+def test_weights_spoilt_by_a_gradient_are_never_saved(coco_root, tmp_path, monkeypatch, save_every, validation):
+    """The loss of the last batch is finite, its gradient is not: no later loss shows it before the checkpoints."""
+
+    def spoil(self):
+        if self.trainer.global_step == 2:
+            self.student.backbone.fpn.inner_blocks[0][0].bias.grad.fill_(float("nan"))
+
+    monkeypatch.setattr(DetectionTraining, "on_after_backward", spoil)
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, save_every=save_every, trainer__max_epochs=1,
+                        trainer__limit_val_batches=validation)  # fmt: skip
+    with pytest.raises(
+        SystemExit, match=r"kd: epoch 0, after step 3: .* not finite, student.*image ids .*\[1\d, 1\d\]"
+    ):
+        main(["fit", "--config", path])
+    left = {file.name: torch.load(file, weights_only=True) for file in run.glob("**/*.ckpt")}
+    assert {name: content["global_step"] for name, content in left.items()} == (
+        {"last.ckpt": 2} if save_every == 1 else {}
+    )
+    assert all(value.isfinite().all() for content in left.values() for value in content["state_dict"].values())
+    assert not list(run.glob("*.pth"))
+    monkeypatch.undo()
+    main(["fit", "--config", path, *(["--ckpt_path", "last"] if left else [])])
+    assert (run / "student_last.pth").is_file()
+
+
+def test_earlier_options_are_kept_and_the_command_line_goes_before_a_checkpoints(coco_root, tmp_path):
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1)
+    main(["fit", "--config", path])
+    first = (run / "config.yaml").read_text()
+    last = str(run / "checkpoints/last_epoch.ckpt")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        main(["fit", "--config", path, "--ckpt_path", last])  # the same options: nothing to say or to keep
+    assert not [w for w in said if "other options" in str(w.message)] and not list(run.glob("config_*.yaml"))
+    for number, weight in ((1, 9.0), (2, 8.0)):
+        before = (run / "config.yaml").read_text()
+        with pytest.warns(
+            UserWarning, match=rf"other options.*model.weight was .*, is {weight}.*as config_{number}.yaml"
+        ):
+            main(["fit", "--config", path, "--ckpt_path", last, f"--model.weight={weight}", "--trainer.max_epochs=2"])
+        assert (run / f"config_{number}.yaml").read_text() == before
+        assert yaml.safe_load((run / "config.yaml").read_text())["model"]["weight"] == weight
+    assert yaml.safe_load((run / "config_1.yaml").read_text())["model"] == yaml.safe_load(first)["model"]
+
+
+def test_evaluating_untrained_heads_is_refused(coco_root, tmp_path):
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run)
+    with pytest.raises(SystemExit, match=r"kd: validate: nothing says which weights; give --ckpt_path"):
+        main(["validate", "--config", path])
+    options = {k: v for k, v in BACKBONE.items() if k != "width_mult"}
+    source = build("retinanet", backbone="resnet18", num_classes=8, relu_before_p7=False, **options)
+    torch.save(mmdet_names(source, 3), tmp_path / "mmdet.pth")
+    converted = {"name": "retinanet", "backbone": "resnet18", "num_classes": 8, "weights": str(tmp_path / "mmdet.pth"),
+                 "weights_format": "mmdet", "convert_heads": False, "options": options}  # fmt: skip
+    converted_path = write_config("retinanet", coco_root, run, model__student=converted)
+    with pytest.raises(SystemExit, match=r"kd: test: .*mmdet.pth gave backbone and FPN only \(mmdet\)"):
+        main(["test", "--config", converted_path])
+    # A whole detector's weights are measured.
+    whole = {**converted, "weights": str(tmp_path / "whole.pth"), "weights_format": "torchvision"}
+    torch.save(build({**whole, "weights": None, "weights_format": "torchvision"}).state_dict(), whole["weights"])
+    main(["validate", "--config", write_config("retinanet", coco_root, run, model__student=whole)])
+    assert (run / "config_validate.yaml").is_file()
+
+
 def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(teacher_check, "rank_zero_info", said.append)
@@ -214,6 +295,16 @@ def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_roo
         main(["fit", "--config", path, "--trainer.limit_train_batches=1"])
         assert ("AP50" if convert else "AP not measured") in said[0] and len(said) == 1
         assert len(logged(run, "teacher/AP")) == int(convert)
+
+
+def test_the_progress_bar_shows_losses_and_the_time_left(coco_root, tmp_path, capsys):
+    path = write_config("retinanet", coco_root, tmp_path / "run", trainer__enable_progress_bar=True, **PLAIN)
+    main(["fit", "--config", path, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"])
+    shown = capsys.readouterr()
+    last = (shown.out + shown.err).rsplit("Epoch 0", 1)[-1]
+    for name in ("loss", "loss_distill", "classification", "bbox_regression"):
+        assert re.search(rf"\b{name}[=:]\s*\d", last), last
+    assert re.search(r"\d+:\d\d", last), last
 
 
 def test_a_run_without_loggers(coco_root, tmp_path):

@@ -65,6 +65,10 @@ def test_pickles_that_ask_for_more_than_arrays_are_refused(tmp_path, capsys):
         with pytest.raises(ValueError, match=r"model.pkl.*asks for .*no part of an array"):
             read_state_dict(path)
     assert "code ran" not in capsys.readouterr().out
+    for name in ("model.safetensors", "model.pth"):
+        (tmp_path / name).write_bytes(b"neither tensors nor a header")
+        with pytest.raises(ValueError, match=rf"{name}' can not be read as"):
+            read_state_dict(tmp_path / name)
     path.write_bytes(b"no pickle")
     with pytest.raises(ValueError, match="can not be read"):
         read_state_dict(path)
