@@ -30,6 +30,7 @@ INTERPRETED = [
     "test_robustness and (nan_and_inf_come and float32 and 1.0-nan or normalisation and nan or nearly_equal)",
     "test_robustness and (flat_patches and 0.6 and 1.2 and same or keep_their_digits or poisoned)",
     "test_pyramid and (student or constant_regions or weights_of_each or unbatched)",
+    "test_pyramid and values_and_gradients and False and level",
     "test_reductions and (which_input or random_upstream)",
     "test_l1 and values_and_gradients and 0.2",
     "test_half and (as_float32 and mean or normalised and level or large_range)",

@@ -1,5 +1,9 @@
 """The tiles of the Triton kernel: which one a launch takes, trials on request, and that each computes the same."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import judge
 import pytest
 import torch
@@ -66,6 +70,23 @@ def test_the_fastest_is_found_once_for_each_kind_and_kept(clock, monkeypatch):
     assert tiles.launched(lambda tile: tile, WIDE, OFFERED, CPU, "kind") == OFFERED[2], "another would change the bits"
     assert tiles.launched(lambda tile: tile, NARROW, OFFERED, CPU, "another kind") == WIDE
     assert tiles.launched(lambda tile: tile, NARROW, tiles.NARROW_ONES, CPU, "third kind") == OFFERED[2]
+
+
+def test_threads_that_meet_the_same_kind_try_it_once(clock, monkeypatch):
+    monkeypatch.setenv("FUSED_SSIM_TRITON_AUTOTUNE", "1")
+    together = threading.Barrier(4)
+
+    def run(tile):
+        time.sleep(0.01)  # so that all have asked before the first is through
+        return tile
+
+    def call(_):
+        together.wait()
+        return tiles.launched(run, NARROW, OFFERED, CPU, "kind")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(call, range(4))) == {OFFERED[0]}
+    assert clock[1] == list(OFFERED)
 
 
 def test_the_time_of_a_tile_is_a_median_without_its_first_call(monkeypatch):
