@@ -4,7 +4,7 @@ python benchmarks/gpu_speed.py [--rounds 30] [--out benchmarks/results/gpu] [--d
 
 CUDA events, medians, L2 flushed before each call. Each peer also on x.reshape(N*C, 1, H, W), its best form where it
 loops over channels. A loss whose gradient is wrong is named and not timed. --dry-run goes through all of it on the CPU
-with small shapes and writes no file: its times mean nothing.
+with small shapes and writes no file: its times mean nothing. Under TRITON_INTERPRET=1 it takes Triton along.
 """
 
 import argparse
@@ -119,6 +119,19 @@ def measure(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def targets(medians: dict[str, float]) -> str:
+    """How the Triton kernel stands beside the CUDA kernel and the fastest peer, where there are all three."""
+    triton, cuda = medians.get("fused_ssim triton"), medians.get("fused_ssim cuda")
+    peers = {n: t for n, t in medians.items() if n != "mse_loss" and not n.startswith("fused_ssim")}
+    said = []
+    if triton and cuda:
+        said.append(f"Triton / CUDA {triton / cuda:.2f} (target: at most 2)")
+    if triton and peers:
+        fastest = min(peers, key=peers.__getitem__)
+        said.append(f"{fastest} / Triton {peers[fastest] / triton:.2f} (target: at least 1.5)")
+    return ", ".join(said) or "no Triton kernel to compare"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
@@ -145,8 +158,10 @@ def main() -> None:
         ours = min(t for n, t in medians.items() if n.startswith("fused_ssim"))
         pixels = shape[0] * shape[1] * shape[2] * shape[3]
         rate = 12 * pixels / ours / 1e6  # x and y read, the gradient written
-        results[str(shape)] = {"milliseconds": medians, "fused_gb_per_s": rate}
+        results[str(shape)] = {"milliseconds": medians, "fused_gb_per_s": rate, "targets": targets(medians)}
         print(f"| {shape} | " + " | ".join(f"{medians[n]:.3f}" for n in chosen) + f" | {rate:.0f} |")
+    for shape, result in results.items():
+        print(f"{shape}: {targets(result['milliseconds'])}")
     if args.dry_run:
         print("dry run: went through, measured nothing")
         return

@@ -10,10 +10,10 @@ nothing, each pixel is read once, and only the rows before survive a step. Colum
 
 Why products: the filters need neighbours in both directions, and Triton has no registers or shared memory to shift
 by hand. On paper, not measured on a device: for each pixel of a block of 32 columns and the gradient by x, products
-7 * (32 + 32) * 3 = 1344 multiplications of tensor cores (three for one of float32: plain tf32 errs by 1e-3); all
-pixels of a map up to 32 wide are results, of a wider one at least 12 columns of 32. Blocks of 64 columns use more of
-what they compute, but their operands do not fit the registers. Shifted loads would take about 55 loads and 300
-instructions, and their partials would have to go through memory.
+take 7 * (32 + 32) * 3 = 1344 multiplications of tensor cores (three for one of float32: plain tf32 errs by 1e-3), of a
+block of 64 columns 7 * (32 + 64) * 3 = 2016; but of a map wider than the block 12 columns of 32 are results, and 44 of
+64, which is 3584 and 2932 for each result. Which block a launch takes is in triton_tiles.py. Shifted loads would take
+about 55 loads and 300 instructions, and their partials would have to go through memory.
 
 A product of a zero tap with a NaN or Inf is NaN, so those are taken out before and put back where the window sees them.
 """
@@ -26,13 +26,12 @@ import triton.language as tl
 from .triton_math import SEPARATE, adjoint_x, paired_pixel, separate_pixel
 
 ROWS = 16
-COLUMNS = 32
 TAPS = 11
 RADIUS = TAPS // 2
 BEHIND = ROWS // 2  # rows of the gradient behind those of the partials; at least RADIUS
 SUMS = 7  # numbers that a unit leaves: SSIM, seeds, L1, and by x and by y the gradient and gradient * value
 
-_ROWS, _COLUMNS = tl.constexpr(ROWS), tl.constexpr(COLUMNS)
+_ROWS = tl.constexpr(ROWS)
 _TAPS, _RADIUS, _BEHIND = tl.constexpr(TAPS), tl.constexpr(RADIUS), tl.constexpr(BEHIND)
 _SUMS = tl.constexpr(SUMS)
 
@@ -189,10 +188,11 @@ def spread(before, after, precision: tl.constexpr):
     if flagged > 0.0:
         # Positions from what was loaded: constants would be prepared for every step and fill the registers.
         zero = flagged.to(tl.int32) - 1
-        lane, column = tl.arange(0, _ROWS) + zero, tl.arange(0, _COLUMNS) + zero
+        columns: tl.constexpr = before.shape[1]
+        lane, column = tl.arange(0, _ROWS) + zero, tl.arange(0, columns) + zero
         above = near(lane[:, None], tl.arange(0, _ROWS)[None, :] - _BEHIND, dtype)
         below = near(lane[:, None], tl.arange(0, _ROWS)[None, :] + _ROWS - _BEHIND, dtype)
-        across = near(column[None, :], tl.arange(0, _COLUMNS)[:, None], dtype)
+        across = near(column[None, :], tl.arange(0, columns)[:, None], dtype)
         # Small integers, which tf32 holds.
         zeros = tl.zeros(before.shape, dtype)
         exact: tl.constexpr = "tf32" if precision == "tf32x3" else precision
@@ -258,7 +258,10 @@ def filter_maps(maps, new_maps, above, below, across, precision: tl.constexpr):
     found = ()
     for i in tl.static_range(len(maps)):
         old, new = tl.where(flags > 0.0, 0.0, maps[i]), tl.where(new_flags > 0.0, 0.0, new_maps[i])
-        found = found + (filtered(old, new, above, below, across, precision) + nan,)  # noqa: RUF005 (Triton's grammar)
+        result = filtered(old, new, above, below, across, precision)
+        if i == 0:  # every gradient has a part of the first map
+            result += nan
+        found = found + (result,)  # noqa: RUF005 (Triton's grammar)
     return found
 
 
@@ -299,6 +302,7 @@ def ssim_kernel(
     normalize: tl.constexpr,
     track: tl.constexpr,  # leave the sums that the extremes' gradient needs
     precision: tl.constexpr,
+    COLUMNS: tl.constexpr,  # of a strip, halo and all
 ):
     unit = tl.program_id(0)
     firsts = [level.first for level in levels]
@@ -315,10 +319,10 @@ def ssim_kernel(
     reach: tl.constexpr = 2 * _RADIUS if sides else _RADIUS
     band_rows = (h + bands - 1) // bands
     row0, row1 = band * band_rows, tl.minimum(h, (band + 1) * band_rows)
-    origin = strip * (_COLUMNS - 2 * reach)
+    origin = strip * (COLUMNS - 2 * reach)
     col0 = tl.where(strip == 0, 0, origin + reach)
-    col1 = tl.where(strip == strips - 1, w, origin + _COLUMNS - reach)
-    columns = origin + tl.arange(0, _COLUMNS)
+    col1 = tl.where(strip == strips - 1, w, origin + COLUMNS - reach)
+    columns = origin + tl.arange(0, COLUMNS)
     own_columns = (columns >= col0) & (columns < col1)
     map_columns = (columns >= margin) & (columns < w - margin)
 
@@ -348,7 +352,7 @@ def ssim_kernel(
     c1_c2 = (from_bits(constants[0], compute), from_bits(constants[1], compute))
 
     # Positions within a block of rows, of the rows before (above) and after (below), and of the columns.
-    lane, column = tl.arange(0, _ROWS), tl.arange(0, _COLUMNS) + origin
+    lane, column = tl.arange(0, _ROWS), tl.arange(0, COLUMNS) + origin
     across = parts(coefficients(column[None, :], column[:, None], window, w, padding_reflect), precision)
     above = parts(coefficients(lane[:, None], lane[None, :] - _BEHIND, window, h, False), precision)
     below = parts(coefficients(lane[:, None], lane[None, :] + _ROWS - _BEHIND, window, h, False), precision)
@@ -356,7 +360,7 @@ def ssim_kernel(
     if padding_reflect:
         across_back = parts(coefficients(column[:, None], column[None, :], window, w, True), precision)
 
-    zero = tl.zeros((_ROWS, _COLUMNS), compute)
+    zero = tl.zeros((_ROWS, COLUMNS), compute)
     ssim_sum, seed_sum, l1_sum = zero, zero, zero
     grad_x_sum, value_x_sum, grad_y_sum, value_y_sum = zero, zero, zero, zero
     if sides == 0:
@@ -372,7 +376,8 @@ def ssim_kernel(
     u, v = load_sum_and_difference(
         x, x_h, x_w, y, y_h, y_w, start - _BEHIND + lane, columns, h, w, low_x, scale_x, low_y, scale_y, normalize
     )
-    for step in range(tl.cdiv(row1 - start + _BEHIND, _ROWS)):
+    # What a wide strip would keep outside the loop does not fit the registers.
+    for step in tl.range(tl.cdiv(row1 - start + _BEHIND, _ROWS), disable_licm=COLUMNS > 32):
         top = start + step * _ROWS
         rows, behind = top + lane, top - _BEHIND + lane
         u_after, v_after = load_sum_and_difference(
@@ -402,7 +407,7 @@ def ssim_kernel(
         ssim_sum += tl.where(own, value, 0.0)
         new_maps = [tl.where(in_map, new_map, 0.0) for new_map in new_maps]
 
-        own = ((behind >= row0) & (behind < row1))[:, None] & (own_columns & (columns < w))[None, :]
+        own = ((behind >= row0) & (behind < row1))[:, None] & own_columns[None, :]
         if l1:
             slope = tl.where(v > 0.0, 1.0, tl.where(v < 0.0, -1.0, v * 0.0)).to(compute)
             distance = tl.where(own, v * slope, 0.0)

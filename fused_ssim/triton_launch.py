@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_kernels as kernels
-from .triton_kernels import COLUMNS, RADIUS, SUMS, Level, View
+from . import triton_tiles as tiles
+from .triton_kernels import RADIUS, SUMS, Level, View
 from .triton_reductions import (
     BLOCK,
     Gradient,
@@ -32,7 +33,6 @@ from .triton_reductions import (
 LEVELS = 8  # a launch has room for so many
 ENOUGH_UNITS = 1024  # that keep a large GPU busy
 BAND_ROWS = 64  # fewest rows worth a unit of their own: it recomputes up to 20
-WARPS = 4
 
 _TYPES = {
     torch.float16: tl.float16,
@@ -85,9 +85,9 @@ def _precision(device: torch.device) -> str:
     return "tf32x3" if nvidia and torch.cuda.get_device_capability(device)[0] >= 8 else "ieee"
 
 
-def plan(planes: int, h: int, w: int, reach: int) -> tuple[int, int]:
+def plan(planes: int, h: int, w: int, reach: int, columns: int) -> tuple[int, int]:
     """Column strips and row bands of each plane."""
-    strips = 1 if w <= COLUMNS else -(-(w - COLUMNS) // (COLUMNS - 2 * reach)) + 1
+    strips = tiles.strips_of(w, columns, reach)
     wanted = -(-ENOUGH_UNITS // (planes * strips))
     return strips, max(1, min(wanted, h // BAND_ROWS))
 
@@ -141,12 +141,17 @@ def _compute(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Launch:
-    """The large kernel on some levels of one dtype and device."""
+    """The large kernel on some levels of one dtype and device, cut into strips of ``tile``."""
 
-    def __init__(self, definition: _Definition, x: Sequence[Tensor], y: Sequence[Tensor], sides: int) -> None:
-        self.definition, self.x, self.y, self.sides = definition, x, y, sides
-        reach = 2 * RADIUS if sides else RADIUS
-        self.plans = [plan(t.shape[0] * t.shape[1], t.shape[2], t.shape[3], reach) for t in x]
+    sums: Tensor
+    """(units, SUMS), where the values of the units are wanted."""
+
+    def __init__(
+        self, definition: _Definition, x: Sequence[Tensor], y: Sequence[Tensor], sides: int, tile: tiles.Tile
+    ) -> None:
+        self.definition, self.x, self.y, self.sides, self.tile = definition, x, y, sides, tile
+        reach = _reach(sides)
+        self.plans = [plan(t.shape[0] * t.shape[1], t.shape[2], t.shape[3], reach, tile.columns) for t in x]
         self.units = [t.shape[0] * t.shape[1] * s * b for t, (s, b) in zip(x, self.plans, strict=True)]
         self.firsts = _running(self.units)
 
@@ -160,9 +165,11 @@ class _Launch:
         l1: bool = False,
         ranges: "_Ranges | None" = None,
         track: bool = False,
-        sums: Tensor | None = None,
+        write_sums: bool = False,
     ) -> None:
         x, y = self.x, self.y
+        if write_sums:
+            self.sums = x[0].new_empty((sum(self.units), SUMS), dtype=_compute(x[0].dtype))
         levels = tuple(
             Level(
                 _view(x[i]),
@@ -186,7 +193,7 @@ class _Launch:
                 self.definition.taps,
                 self.definition.constants,
                 ranges.table.data_ptr() if ranges else 0,
-                sums.data_ptr() if sums is not None else 0,
+                self.sums.data_ptr() if write_sums else 0,
                 dtype=_TYPES[x[0].dtype],
                 seed_dtype=_TYPES[seeds[0].dtype] if seeds else None,
                 compute=_TYPES[_compute(x[0].dtype)],
@@ -194,13 +201,43 @@ class _Launch:
                 **self.definition.options,
                 sides=self.sides,
                 write_map=self.sides == 0 and bool(out_x),
-                write_sums=sums is not None,
+                write_sums=write_sums,
                 l1=l1,
                 normalize=ranges is not None,
                 track=track,
                 precision=_precision(x[0].device) if x[0].dtype != torch.float64 else "ieee",
-                num_warps=WARPS,
+                COLUMNS=self.tile.columns,
+                num_warps=self.tile.warps,
+                num_stages=self.tile.stages,
             )
+
+
+def _holds_wide(x: Tensor) -> bool:
+    """Whether registers hold a strip of 64 columns: not float64, and not where products are not those of tf32."""
+    return x.dtype != torch.float64 and (x.device.type == "cpu" or _precision(x.device) == "tf32x3")
+
+
+def _reach(sides: int) -> int:
+    """How far a gradient, or SSIM alone, sees."""
+    return 2 * RADIUS if sides else RADIUS
+
+
+def _launch(
+    definition: _Definition, x: Sequence[Tensor], y: Sequence[Tensor], sides: int, *arguments: Any, **options: Any
+) -> _Launch:
+    """A launch that has been made, with the tile that suits it; arguments are those of ``run``."""
+
+    def run(tile: tiles.Tile) -> _Launch:
+        launch = _Launch(definition, x, y, sides, tile)
+        launch.run(*arguments, **options)
+        return launch
+
+    shapes = [tuple(t.shape) for t in x]
+    offered = tiles.OFFERED if _holds_wide(x[0]) else tiles.NARROW_ONES
+    usual = tiles.default(shapes, _reach(sides), wide=sides > 0 and tiles.WIDE in offered)
+    layouts = tuple((t.shape, t.stride()) for t in x)
+    kind = (x[0].dtype, sides, *definition.options.values(), layouts)
+    return tiles.launched(run, usual, offered, x[0].device, kind)
 
 
 def _running(counts: Sequence[int]) -> list[int]:
@@ -345,10 +382,12 @@ def _sums_of_some(
     sides = bool(grads_x) + bool(grads_y)
     ranges = _Ranges(x, y, normalize, definition.data_range) if normalize else None
     track = ranges is not None and not detach_range and sides > 0
-    launch = _Launch(definition, x, y, sides)
-    sums = values.new_empty((sum(launch.units), SUMS))
     has_l1 = any(l1)
-    launch.run(
+    launch = _launch(
+        definition,
+        x,
+        y,
+        sides,
         grads_x,
         grads_y,
         weight or None,
@@ -357,8 +396,9 @@ def _sums_of_some(
         has_l1,
         ranges,
         track,
-        sums,
+        write_sums=True,
     )
+    sums = launch.sums
     samples = values.shape[1]
     totals = []
     for i, t in enumerate(x):
@@ -401,7 +441,7 @@ def ssim_map(
     definition.check(x, y)
     n, c, h, w = x.shape
     result = x.new_empty((n, c, h - 2 * definition.margin, w - 2 * definition.margin))
-    _Launch(definition, [x], [y], 0).run([result], None)
+    _launch(definition, [x], [y], 0, [result], None)
     return result
 
 
@@ -426,9 +466,9 @@ def ssim_map_backward(
     to_x = torch.empty_like(x) if grad_x else x.new_empty((0,))
     to_y = torch.empty_like(y) if grad_y else y.new_empty((0,))
     if grad_x:
-        _Launch(definition, [x], [y], 1 + grad_y).run([to_x], [to_y] if grad_y else None, [grad])
+        _launch(definition, [x], [y], 1 + grad_y, [to_x], [to_y] if grad_y else None, [grad])
     elif grad_y:
-        _Launch(definition, [y], [x], 1).run([to_y], None, [grad])
+        _launch(definition, [y], [x], 1, [to_y], None, [grad])
     return to_x, to_y
 
 

@@ -10,7 +10,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fused_ssim import triton_reductions as small
 from fused_ssim.triton_kernels import Level, View, ssim_kernel
+from fused_ssim.triton_tiles import Tile
 
 MAIN = {
     "dtype": tl.float32,
@@ -31,15 +33,36 @@ MAIN = {
 }
 """Loss and gradient by x of float32 features."""
 
+VIEW = View(*["i64"] * 5)
 
-def compile_kernel(target: GPUTarget, warps: int, levels: int = 1, **options):
+
+def compile_kernel(target: GPUTarget, tile: Tile, levels: int = 1, **options):
     """The large kernel for ``target``: MAIN with other ``options``."""
-    view = View(*["i64"] * 5)
-    level = Level(*[view] * 5, *["i32"] * 8, "i64", "i64")
+    level = Level(*[VIEW] * 5, *["i32"] * 8, "i64", "i64")
     signature = {"levels": (level,) * levels, "taps": ("i64",) * 11, "constants": ("i64",) * 3}
-    signature |= {"ranges": "i64", "sums": "i64"} | dict.fromkeys(MAIN, "constexpr")
-    source = ASTSource(fn=ssim_kernel, signature=signature, constexprs=MAIN | options)
-    return triton.compile(source, target=target, options={"num_warps": warps})
+    signature |= {"ranges": "i64", "sums": "i64"} | dict.fromkeys([*MAIN, "COLUMNS"], "constexpr")
+    source = ASTSource(fn=ssim_kernel, signature=signature, constexprs=MAIN | {"COLUMNS": tile.columns} | options)
+    return triton.compile(source, target=target, options={"num_warps": tile.warps, "num_stages": tile.stages})
+
+
+def compile_small_kernels(target: GPUTarget, compute: tl.dtype = tl.float32):
+    """Each of the kernels of triton_reductions.py, by name."""
+    total = small.Total(*["i32"] * 3, *["i64"] * 3, "i32")
+    plane = small.Plane(VIEW, VIEW, *["i32"] * 6)
+    gradient = small.Gradient(VIEW, *["i32"] * 5, "i64")
+    addresses = dict.fromkeys(["sums", "values", "extremes", "ranges", "factor", "data_range"], "i64")
+    tuples = {small.values_kernel: ("totals", total), small.scale_kernel: ("grads", gradient)}
+    constants = {"compute": compute, "dtype": compute, "factor_dtype": compute, "index": tl.int64}
+    constants |= {"seeds": True, "l1": True, "tiny": 1e-38}
+    found = {}
+    for kernel in (small.values_kernel, small.extremes_kernel, small.ranges_kernel, small.scale_kernel):
+        name, entry = tuples.get(kernel, ("levels", plane))
+        kinds = addresses | dict.fromkeys(constants, "constexpr") | {name: (entry,) * 2}
+        signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
+        constexprs = {key: value for key, value in constants.items() if key in signature}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
+        found[kernel.fn.__name__] = triton.compile(source, target=target)
+    return found
 
 
 def cuda_resources(cubin: bytes) -> dict[str, int]:

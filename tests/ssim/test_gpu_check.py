@@ -15,3 +15,14 @@ def test_dry_run(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("ok  ") == 4 and "dry run: went through" in result.stdout
+    assert "| fused_ssim triton ms |" in result.stdout and "not timed" not in result.stdout
+
+
+def test_the_targets_of_triton(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.gpu_speed import targets
+
+    times = {"mse_loss": 0.5, "fused_ssim cuda": 2.0, "fused_ssim triton": 3.0, "slow": 9.0, "fussim": 6.0}
+    said = targets(times)
+    assert "Triton / CUDA 1.50" in said and "fussim / Triton 2.00" in said
+    assert targets({"mse_loss": 0.5, "fused_ssim cuda": 2.0}) == "no Triton kernel to compare"

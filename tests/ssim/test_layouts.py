@@ -97,11 +97,12 @@ def test_gradients_keep_channels_last(kernel):
 
 
 @pytest.mark.usefixtures("unpoisoned")
-def test_offsets_beyond_32_bits(kernel):
-    """Four planes and 16 rows, spread over more than 2^31 elements of which few pages are ever touched."""
+@pytest.mark.parametrize("strides", [(2**31, 2**30, 2**26, 1), (24, 12, 2**28, 1)], ids=["planes", "rows"])
+def test_offsets_beyond_32_bits(kernel, strides):
+    """Four planes of 16 rows, spread over more than 2^31 elements of which few pages are ever touched."""
     shape = (2, 2, 16, 12)
-    strides = (2**31, 2**30, 2**26, 1)
-    storage = torch.empty(2**31 + 2**30 + 15 * 2**26 + 12, dtype=torch.float16, device=kernel.device)
+    count = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    storage = torch.empty(count, dtype=torch.float16, device=kernel.device)
     x, y = (t.to(kernel.device) for t in pair(shape, torch.float16))
     far = storage.as_strided(shape, strides)
     far.copy_(x)
