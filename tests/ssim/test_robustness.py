@@ -26,7 +26,8 @@ def test_nan_and_inf_come_out_as_nan(backend, padding, bad, exponents, dtype):
     for reduction in ("mean", "sum"):
         value, grad_x, grad_y = gradients(fused_ssim.ssim, x, y, reduction=reduction, **options)
         assert not value.isfinite()
-        assert not grad_x[0, 0].isfinite().all() and not grad_y[0, 0].isfinite().all()
+        # Also beside the pixel, where nothing but the filtered partials has met it.
+        assert not any(grad[0, 0, i, j].isfinite() for grad in (grad_x, grad_y) for i, j in ((12, 20), (16, 24)))
         assert grad_x[0, 1].isfinite().all()
 
 
