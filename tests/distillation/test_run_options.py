@@ -55,8 +55,10 @@ def test_bf16_computes_features_in_bf16_and_the_loss_in_float32(coco_root, tmp_p
     losses = {}
     for precision in ("32-true", "bf16-mixed"):
         run = tmp_path / precision
+        # Not RetinaNet: its P7 is one pixel wide here, and torch 2.14.1 leaves uninitialised memory in the bf16 weight
+        # gradient of a convolution of such maps (on processors with AVX-512 BF16).
         path = write_config(
-            "retinanet", coco_root, run, trainer__precision=precision, trainer__limit_train_batches=2, **PLAIN
+            "faster_rcnn", coco_root, run, trainer__precision=precision, trainer__limit_train_batches=2, **PLAIN
         )
         state = weights_after(path, run)
         losses[precision] = logged(run, "loss_distill")
