@@ -4,7 +4,8 @@ python benchmarks/static_cost.py [--archs 80 90 100] [--out benchmarks/results/s
 
 Needs nvcc and a C++ compiler. Registers, stack, spills and static counts are ptxas's; instructions per pixel are exact
 counts of the sm_80 PTX, interpreted on whole 100 x 152 maps. PTX is not what is issued: floating-point, memory and
-barrier instructions go over one to one, the integer rest does not, and is scaled by SASS / PTX of the whole kernel.
+barrier instructions go over one to one, the integer rest does not. Each integer instruction of the machine code counts
+as often as PTX of its line of the source (and of the lines into which that was inlined) was executed on average.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from ptx import compiled, machine  # noqa: E402
 from ptx.memory import GlobalMemory  # noqa: E402
-from ptx.program import Program, parse  # noqa: E402
+from ptx.program import Place, Program, parse  # noqa: E402
 
 import fused_ssim  # noqa: E402
 
@@ -87,13 +89,13 @@ def tool(name: str) -> str | None:
 
 
 class Resources(NamedTuple):
-    """What ptxas gave a kernel, and its SASS instructions as they stand, by kind."""
+    """What ptxas gave a kernel, and its SASS instructions as they stand: how many of a kind come from where."""
 
     registers: int
     stack_bytes: int
     spill_bytes: int
     shared_bytes: int  # static
-    sass: Counter[str]
+    sass: Counter[tuple[str, Place]]
 
 
 @cache
@@ -104,11 +106,12 @@ def resources(source: Path, arch: int) -> dict[str, Resources]:
     CACHE.mkdir(parents=True, exist_ok=True)
     cubin = CACHE / f"{source.stem}_{arch}_{os.getpid()}.cubin"
     includes = [part for path in include_paths() for part in ("-isystem", path)]
-    flags = ["-std=c++20", "-O3", f"-arch=sm_{arch}", "-Xptxas", "-v", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    command = [str(compiled.nvcc()), *flags, *includes, "-cubin", str(source), "-o", str(cubin)]
+    flags = ["-std=c++20", "-O3", "-lineinfo", f"-arch=sm_{arch}", "-Xptxas", "-v"]
+    command = [str(compiled.nvcc()), *flags, "-DTORCH_TARGET_VERSION=0x020b000000000000", *includes]
+    command += ["-cubin", str(source), "-o", str(cubin)]
     log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     usage = subprocess.run([str(tool("cuobjdump")), "-res-usage", str(cubin)], capture_output=True, text=True)
-    listing = subprocess.run([str(tool("cuobjdump")), "-sass", str(cubin)], capture_output=True, text=True, check=True)
+    listing = subprocess.run([str(tool("nvdisasm")), "-gi", "-c", str(cubin)], capture_output=True, text=True, check=True)
     cubin.unlink()
     spills = {
         name: int(stores) + int(loads)
@@ -117,12 +120,29 @@ def resources(source: Path, arch: int) -> dict[str, Resources]:
             log,
         )
     }
-    sass = {}
-    for part in listing.stdout.split("Function : ")[1:]:
-        names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", part, re.M)
-        sass[part.split()[0]] = Counter(kind(name) for name in names if name != "NOP")
+    sass = {name: Counter(_sass_of(text)) for name, text in _functions(listing.stdout)}
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage.stdout + usage.stderr)
     return {n: Resources(int(r), int(k), spills.get(n, 0), int(s), sass[n]) for n, r, k, s in found}
+
+
+def _functions(listing: str) -> list[tuple[str, str]]:
+    parts = re.split(r"^\.text\.(\S+):$", listing, flags=re.M)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _sass_of(listing: str) -> Iterator[tuple[str, Place]]:
+    """Kind and place of each instruction in nvdisasm's listing of a function."""
+    chain: list[tuple[str, int]] = []
+    complete = True
+    for line in listing.splitlines():
+        place = re.match(r'\s*//## File "(?:[^"]*/)?([^"/]*)", line (\d+)( inlined at)?', line)
+        if place:
+            chain = ([] if complete else chain) + [(place[1], int(place[2]))]
+            complete = not place[3]
+            continue
+        name = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", line)
+        if name and name[1] != "NOP":
+            yield kind(name[1]), tuple(chain)
 
 
 def blocks_per_multiprocessor(chip: Chip, threads: int, registers: int, shared_bytes: int) -> int:
@@ -139,35 +159,50 @@ class Cost(NamedTuple):
     resources: list[Resources]
     threads: int
     shared_bytes: int
-    ptx_per_pixel: Counter[str]  # by kind
-    sass_per_pixel: float  # estimated
-    integer_share: float  # of it
+    ptx_per_pixel: Counter[str]  # by kind, executed by threads
+    sass_per_pixel: float  # estimated, executed by threads
+    slots_per_pixel: float  # estimated, of 32 in each warp that executes, whether its threads do or not
+    integer_share: float  # of sass_per_pixel
     bytes_per_pixel: float
 
 
-def _static_ptx(program: Program) -> Counter[str]:
-    return Counter(kind(machine.counted_as(i.opcode)) for i in program.instructions)
+def _executed(resource: Resources, program: Program, counts: np.ndarray) -> Counter[str]:
+    """SASS instructions by kind, from how often each PTX instruction was executed."""
+    by_place: dict[Place, list[int]] = defaultdict(list)
+    result: Counter[str] = Counter()
+    for instruction, count in zip(program.instructions, counts.tolist(), strict=True):
+        for depth in range(len(instruction.place)):  # a place that PTX lacks takes the mean of where it was inlined
+            by_place[instruction.place[depth:]].append(count)
+        name = kind(machine.counted_as(instruction.opcode))
+        if name != "integer":
+            result[name] += count
+    for (name, place), static in resource.sass.items():
+        if name == "integer":
+            while place and place not in by_place:
+                place = place[1:]
+            executed = by_place.get(place) or counts.tolist()
+            result["integer"] += static * sum(executed) / len(executed)
+    return result
 
 
 def _cost(name, arch_resources, programs, executed, threads, shared_bytes, bytes_per_pixel) -> Cost:
     pixels = MAPS * HEIGHT * WIDTH
-    ptx, sass, integers = Counter(), 0.0, 0.0
+    ptx, sass, slots = Counter(), Counter(), 0.0
     for resource, program, counts in zip(arch_resources, programs, executed, strict=True):
-        by_kind = Counter()
-        for instruction, count in counts.items():
-            by_kind[kind(instruction)] += count / pixels
-        integer = by_kind["integer"] * resource.sass["integer"] / _static_ptx(program)["integer"]
-        integers += integer
-        sass += integer + sum(by_kind.values()) - by_kind["integer"]
-        ptx += by_kind
-    return Cost(name, arch_resources, threads, shared_bytes, ptx, sass, integers / sass, bytes_per_pixel)
+        for instruction, count in machine.by_kind(program, counts.by_threads).items():
+            ptx[kind(instruction)] += count / pixels
+        sass += _executed(resource, program, counts.by_threads)
+        slots += 32 * _executed(resource, program, counts.by_warps).total()
+    share = sass["integer"] / sass.total()
+    sizes = sass.total() / pixels, slots / pixels
+    return Cost(name, arch_resources, threads, shared_bytes, ptx, *sizes, share, bytes_per_pixel)
 
 
 @cache
 def _run_ours(dtype: torch.dtype) -> tuple[str, compiled.Executed]:
     x = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype).requires_grad_()
     y = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype)
-    with compiled.interpreted(("march_lean.cu",), [x, y]) as kernels_run:
+    with compiled.interpreted(("march_lean.cu",), [x, y], multiprocessors=1) as kernels_run:
         fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
     (result,) = kernels_run.items()
     return result
@@ -177,15 +212,14 @@ def ours(arch: int, dtype: torch.dtype) -> Cost:
     """The main kernel: loss and gradient of x, whole maps."""
     kernel, executed = _run_ours(dtype)
     found = resources(ROOT / "csrc" / "cuda" / "march_lean.cu", arch)[kernel]
-    program = compiled.program(kernel, ("march_lean.cu",))
     name = f"fused, {str(dtype).removeprefix('torch.')}"
     shared = executed.shared_bytes + found.shared_bytes
     size = 3.0 * torch.empty(0, dtype=dtype).element_size()
-    return _cost(name, [found], [program], [executed.instructions], executed.block, shared, size)
+    return _cost(name, [found], [executed.program], [executed.counts], executed.block, shared, size)
 
 
 @cache
-def _run_tiles() -> tuple[tuple[Program, ...], tuple[Counter[str], ...]]:
+def _run_tiles() -> tuple[tuple[Program, ...], tuple[machine.Counts, ...]]:
     text = compiled.ptx_of(TILE_KERNEL)
     memory = GlobalMemory()
     shape = (MAPS, HEIGHT, WIDTH)
@@ -196,7 +230,7 @@ def _run_tiles() -> tuple[tuple[Program, ...], tuple[Counter[str], ...]]:
         program = parse(text, name)
         parameters = struct.pack(f"<{count}Q2i", *addresses[:count], HEIGHT, WIDTH)
         grid = (-(-WIDTH // 16), -(-HEIGHT // 16), MAPS)
-        counts, _ = machine.run(program, memory, grid, (16, 16, 1), parameters)
+        counts = machine.run(program, memory, grid, (16, 16, 1), parameters)
         programs.append(program)
         executed.append(counts)
     return tuple(programs), tuple(executed)
@@ -219,7 +253,7 @@ def rows(archs: list[int]) -> list[dict[str, object]]:
         for cost in (*(ours(arch, d) for d in (torch.float32, torch.float16, torch.bfloat16)), tiles(arch)):
             registers = max(r.registers for r in cost.resources)
             blocks = blocks_per_multiprocessor(chip, cost.threads, registers, cost.shared_bytes)
-            issue_ps = 1e3 * cost.sass_per_pixel / (chip.multiprocessors * 4 * 32 * chip.clock_ghz)
+            issue_ps = 1e3 * cost.slots_per_pixel / (chip.multiprocessors * 4 * 32 * chip.clock_ghz)
             dram_ps = 1e3 * cost.bytes_per_pixel / chip.gb_per_s
             table.append(
                 {
@@ -234,6 +268,7 @@ def rows(archs: list[int]) -> list[dict[str, object]]:
                     "PTX/px": round(sum(cost.ptx_per_pixel.values()), 1),
                     **{f"{k}/px": round(cost.ptx_per_pixel[k], 1) for k in ("float", "memory", "integer")},
                     "SASS/px (est.)": round(cost.sass_per_pixel, 1),
+                    "slots/px (est.)": round(cost.slots_per_pixel, 1),
                     "integer share (est.)": round(cost.integer_share, 3),
                     "issue ps/px": round(issue_ps, 2),
                     "DRAM ps/px": round(dram_ps, 2),
@@ -246,7 +281,7 @@ def rows(archs: list[int]) -> list[dict[str, object]]:
 LIMITS = """
 What these figures cannot show: latencies and how well they are hidden, conflicts of shared-memory banks, caches, clocks
 under load, launch times, and the last blocks of a grid. The bounds are floors of a time, not times. Nothing here ran on
-a GPU; the estimate of SASS instructions takes integer work to be spread over the kernel like that of the PTX.
+a GPU. SASS/px is what threads execute; slots/px counts a warp's 32 lanes where only some of them take part.
 """
 
 

@@ -39,6 +39,12 @@ struct Problem {
   Normalize normalize = Normalize::kNone;
   bool detach_range = true;  // minimum and maximum are constants to the gradient
 
+  template <class T>
+  Constants<T> constants() const {
+    return {static_cast<T>(2 * c1), static_cast<T>(2 * c2), static_cast<T>(alpha), static_cast<T>(beta),
+            static_cast<T>(gamma)};
+  }
+
   Form form() const {
     if (beta != gamma) return Form::kSeparate;
     return alpha == 1 && beta == 1 ? Form::kPlain : Form::kPaired;

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .triton_math import SEPARATE, adjoint_x, paired_pixel, separate_pixel
+from .triton_math import GRADIENT_FACTOR, SEPARATE, adjoint_x, paired_pixel, separate_pixel
 
 ROWS = 16
 TAPS = 11
@@ -267,12 +267,12 @@ def filter_maps(maps, new_maps, above, below, across, precision: tl.constexpr):
 
 @triton.jit
 def gradients_of(u, v, maps, sides: tl.constexpr):
-    """The gradients by x and y from filtered maps; Eq. (13)-(15)."""
+    """The gradients by x and y from filtered maps, but for GRADIENT_FACTOR; Eq. (13)-(15)."""
     if sides == 1:
         of_x = maps[0] + u * maps[1] + v * maps[2]
         of_y = of_x
     else:
-        of_u, of_v = maps[0] + u * maps[2] * 2.0, maps[1] + v * maps[3] * 2.0
+        of_u, of_v = maps[0] + u * maps[2], maps[1] + v * maps[3]
         if len(maps) == 5:
             of_u += v * maps[4]
             of_v += u * maps[4]
@@ -284,7 +284,7 @@ def gradients_of(u, v, maps, sides: tl.constexpr):
 def ssim_kernel(
     levels,  # a tuple of Level
     taps,  # bits of the window
-    constants,  # bits of c1, c2, data_range
+    constants,  # bits of 2 C1, 2 C2, data_range
     ranges,  # address of (ranges, 2, 3): low, high and scale of x and of y
     sums,  # address of (units, SUMS)
     dtype: tl.constexpr,  # of x, y and what is written
@@ -334,7 +334,7 @@ def ssim_kernel(
         to_x, to_x_h, to_x_w = pick_view([level.out_x for level in levels], firsts, unit, n, c, dtype, index)
     if sides == 2:
         to_y, to_y_h, to_y_w = pick_view([level.out_y for level in levels], firsts, unit, n, c, dtype, index)
-    by_ssim = from_bits(pick([level.by_ssim for level in levels], firsts, unit), compute)
+    by_ssim = from_bits(pick([level.by_ssim for level in levels], firsts, unit), compute) * GRADIENT_FACTOR
     by_l1 = from_bits(pick([level.by_l1 for level in levels], firsts, unit), compute)
     data_range = from_bits(constants[2], tl.float64)
     if normalize:

@@ -112,7 +112,7 @@ class _Definition:
         )
         alpha, beta, gamma = exponents
         self.taps = tuple(map(_bits, taps))
-        self.constants = tuple(map(_bits, (c1, c2, data_range)))
+        self.constants = tuple(map(_bits, (2 * c1, 2 * c2, data_range)))  # a and b of Eq. (7) are doubled
         self.data_range = data_range
         self.margin = window_size // 2 if padding == "valid" else 0
         form = 2 if beta != gamma else 0 if alpha == 1 and beta == 1 else 1

@@ -33,8 +33,7 @@ class UnitKernel {
       : call_(call), p_(*call.problem), level_(*call.level), unit_(call.unit), seeded_(level_.seed.data != nullptr) {
     margin_ = p_.padding == Padding::kValid ? p_.window_radius : 0;
     reflect_ = p_.padding == Padding::kReflect;
-    constants_ = {static_cast<T>(p_.c1), static_cast<T>(p_.c2), static_cast<T>(p_.alpha), static_cast<T>(p_.beta),
-                  static_cast<T>(p_.gamma)};
+    constants_ = p_.template constants<T>();
     for (int k = 0; k <= kRadius; ++k) taps_[k] = V{} + static_cast<T>(p_.taps[k]);
     const int64_t reach = sides ? kRadius : 0;
     origin_ = larger(0, unit_.col0 - reach);
@@ -47,8 +46,8 @@ class UnitKernel {
     fill0_ = mirror_left_ ? -kRadius : load0_, fill1_ = mirror_right_ ? width_ + kRadius : load1_;
     keep0_ = larger(0, margin_ - origin_), keep1_ = smaller(width_, level_.w - margin_ - origin_);
     lay_out_lanes();
-    by_x_ = scale_x_ * static_cast<T>(level_.slope * level_.grad_scale);
-    by_y_ = scale_y_ * static_cast<T>(level_.slope * level_.grad_scale);
+    by_x_ = scale_x_ * static_cast<T>(level_.slope * level_.grad_scale * kGradientFactor);
+    by_y_ = scale_y_ * static_cast<T>(level_.slope * level_.grad_scale * kGradientFactor);
     by_l1_ = static_cast<T>(level_.l1 * level_.grad_scale);
     lay_out_memory();
   }
@@ -538,7 +537,7 @@ class UnitKernel {
         store(row, of_x);
         if (track) grads[0] += of_x, grad_values[0] += of_x * (u + v);
       } else if constexpr (sides == 2) {
-        V of_u = f[0][t] + u * f[2][t] * T(2), of_v = f[1][t] + v * f[3][t] * T(2);
+        V of_u = f[0][t] + u * f[2][t], of_v = f[1][t] + v * f[3][t];
         if constexpr (separate) of_u += v * f[4][t], of_v += u * f[4][t];
         const V of_x = (of_u + of_v) * by_x + of_l1, of_y = (of_u - of_v) * by_y - of_l1;
         store(row, of_x);

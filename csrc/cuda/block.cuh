@@ -8,14 +8,14 @@ namespace ssim {
 
 // One instantiation of the kernel. Where `lean`, E is the type of the pixels, and there is no weight, no map, no other
 // padding than "same" and no other form than kPlain; else all of that is decided while it runs.
-template <class T_, class E_, bool separate_, int sides_, int rows_, bool lean_, int max_threads_, int min_blocks_>
+template <class T_, class E_, bool separate_, int sides_, int rows_, bool lean_, int max_threads_, int registers_>
 struct MarchTraits {
   using T = T_;
   using E = E_;
   static constexpr bool separate = separate_, lean = lean_;
   static constexpr int sides = sides_;  // 0 no gradient, 1 of x, 2 of x and y
   static constexpr int rows = rows_;    // of a chunk; a thread takes as many pixels of one row for horizontal filters
-  static constexpr int max_threads = max_threads_, min_blocks = min_blocks_;
+  static constexpr int max_threads = max_threads_, registers = registers_;  // of a block, of a thread
   static constexpr int moments = separate ? 5 : 4;
   static constexpr int partials = sides == 0 ? 1 : sides == 1 ? 3 : moments;
   static constexpr int values = moments;
@@ -42,7 +42,7 @@ struct Rescale {
   T low[2], scale[2];
 };
 
-// What stands at the end of a block's shared memory; KernelShape::shared_bytes reserves kTableBytes for it. Piece and
+// What stands at the beginning of a block's shared memory, where addresses are constants; KernelShape::shared_bytes reserves kTableBytes for it. Piece and
 // level lie here too: what is asked for once in a chunk would only fill the registers that the column filters need.
 // (Pointers are better taken from the launch's arguments: only there the compiler knows that they are to global
 // memory.)
@@ -54,20 +54,83 @@ struct Tables {
   BorderTaps<T> vertical, horizontal;
 };
 
+// What a thread of a lean kernel asks for once in a chunk, behind the tables and for the same reason: its R pixels of a row
+// in the horizontal filters, and their gradients, in chunk 0.
+template <class E>
+struct alignas(16) Task {
+  const E *x, *y;  // where it has no pixels, somewhere else that can be read
+  E* grad_x;
+  int16_t map, end;  // of the block's maps; how many of the R pixels it has
+  float ssim_sum;    // of the thread's column
+};
+
+template <>
+struct Task<void> {};
+
+// Tells the compiler what it cannot see of a pointer that comes from shared memory.
+template <class Item>
+SSIM_DEVICE Item* in_global_memory(Item* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
+// What a thread does, and what its block was asked for; bits of one register.
+enum Role : unsigned {
+  kFiltersRow = 1,    // its R pixels of a row are needed
+  kOwnsRow = 2,       // they are the block's own
+  kHasPartials = 4,   // the partials of its column are needed
+  kOwnsColumn = 8,    // its column is the block's own
+  kLoadsHalo = 16,    // columns beyond the block's first and last one are loaded
+  kRescales = 32,     // by minima and maxima
+  kSumsL1 = 64,
+};
+
+class Roles {
+ public:
+  SSIM_DEVICE bool operator()(Role role) const { return (bits_ & role) != 0; }
+  SSIM_DEVICE void set(Role role, bool value) { bits_ |= value ? role : 0u; }
+
+  // Keeps the compiler from taking the bits apart again, to a register each.
+  SSIM_DEVICE void seal() {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(bits_));
+#endif
+  }
+
+ private:
+  unsigned bits_ = 0;
+};
+
+// The thread's number, read anew: what follows from it is computed where it is used, rather than once before the loop
+// over chunks to fill registers there.
+SSIM_DEVICE int fresh_thread() {
+#if defined(__CUDA_ARCH__)
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#else
+  return static_cast<int>(threadIdx.x);
+#endif
+}
+
 template <class K>
 struct Block {
   using T = typename K::T;
   using Values = Cell<T, K::values>;
   static constexpr int R = K::rows;
   static constexpr int kRing = 2 * R + 10;  // rows from the gradient's to the loads'
+  static constexpr int kThreadBytes = K::lean ? kTaskBytes : 0;
   static constexpr int kCellRows = R + 1;   // one more than used: 8 neighbouring threads then hit different banks
   static_assert(sizeof(Tables<T>) <= kTableBytes, "KernelShape::shared_bytes reserves too little");
+  static_assert(!K::lean || sizeof(Task<typename K::E>) == kTaskBytes, "and so for tasks");
 
   const LaunchArgs<T>& launch;
   const int threads, thread, ring_pitch;
+  Tables<T>* const tables;
   Pair<T>* const ring;
   Values* const cells;
-  Tables<T>* const tables;
   const Piece& piece;
   const LevelArgs<T>& level;  // in shared memory
   const LevelArgs<T>& args;   // the same among the launch's arguments
@@ -78,9 +141,9 @@ struct Block {
         threads(static_cast<int>(blockDim.x)),
         thread(static_cast<int>(threadIdx.x)),
         ring_pitch(threads + 2 * kMargin + 2),
-        ring(reinterpret_cast<Pair<T>*>(memory)),
+        tables(reinterpret_cast<Tables<T>*>(memory)),
+        ring(reinterpret_cast<Pair<T>*>(memory + kTableBytes + threads * kThreadBytes)),
         cells(reinterpret_cast<Values*>(ring + kRing * ring_pitch)),
-        tables(reinterpret_cast<Tables<T>*>(cells + (threads + 2 * kMargin) * kCellRows)),
         piece(tables->piece),
         level(tables->level),
         args(launch.levels[prepare_piece()]),
@@ -93,6 +156,16 @@ struct Block {
   }
 
   SSIM_DEVICE Values* cells_of(int local) const { return cells + (local + kMargin) * kCellRows; }
+
+  // Of a lean kernel.
+  SSIM_DEVICE Task<typename K::E>& task_of(int of_thread) const {
+    return reinterpret_cast<Task<typename K::E>*>(reinterpret_cast<unsigned char*>(tables) + kTableBytes)[of_thread];
+  }
+
+  SSIM_DEVICE int map_of(int of_thread) const {
+    if constexpr (K::lean) return task_of(of_thread).map;
+    return 0;
+  }
 
   SSIM_DEVICE int64_t offset_of(const View& view, uint32_t map, int row, int column) const {
     return plane_offset(view, level, piece.first_plane + map) + static_cast<int64_t>(row) * view.stride_h +
@@ -123,7 +196,7 @@ struct Block {
   // Finds the block's piece; returns its level.
   SSIM_DEVICE int prepare_piece() const {
     if (thread == 0) {
-      const Piece found = piece_of(launch, K::sides ? kRadius : 0);
+      const Piece found = piece_of(launch, K::sides ? kRadius : 0, R);
       tables->piece = found;
       tables->level = launch.levels[found.level];
     }

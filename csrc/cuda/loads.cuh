@@ -14,12 +14,8 @@ class Loads {
   static constexpr int R = K::rows;
 
  public:
-  SSIM_DEVICE explicit Loads(const Block<K>& block) : b_(block) {
-    vectors = K::lean && b_.level.vectors;
-    halo_ = b_.level.strips > 1 || b_.mirror;
-    if constexpr (K::lean) {
-      if (vectors) own_ = row_at(b_.thread / R * R);
-    }
+  SSIM_DEVICE Loads(const Block<K>& block, Roles is) : b_(block), is_(is) {
+    if constexpr (K::lean) b_.task_of(b_.thread) = task_at((b_.thread & ~(R - 1)));
   }
 
   // R pixels of x and y, on their way.
@@ -29,93 +25,104 @@ class Loads {
   struct Nothing {};
   using Pixels = std::conditional_t<K::lean, Vectors, Nothing>;
 
-  bool vectors;
-
-  // Takes the rows of a chunk from global memory. Chunks must come one after the other.
-  SSIM_DEVICE void fetch(int chunk, Pixels& pixels) const {
-    if constexpr (K::lean) {
-      if (vectors && b_.first_row(chunk) + b_.thread % R < b_.piece.load_end) fetch_row(own_, pixels);
-    }
-  }
+  // Takes the rows of a chunk from global memory, four pixels at a time.
+  SSIM_DEVICE void fetch(int chunk, Pixels& pixels) const { fetch_row(b_.task_of(fresh_thread()), chunk, pixels); }
 
   // Puts them into the ring.
   SSIM_DEVICE void keep(int chunk, const Pixels& pixels) {
-    if constexpr (K::lean) {
-      if (vectors) {
-        keep_row(own_, pixels, chunk);
-        own_.x += R * b_.level.x.stride_h, own_.y += R * b_.level.y.stride_h;
-        if (halo_ && b_.thread < 2 * kMargin) keep_halo(chunk);
-        return;
-      }
+    const int thread = fresh_thread(), local = thread & ~(R - 1);
+    keep_row(b_.task_of(thread), local, chunk, pixels, is_(kOwnsRow));
+    if (is_(kLoadsHalo) && thread < 2 * kMargin) keep_halo(local, chunk);
+  }
+
+  // Both at once.
+  template <bool vectors>
+  SSIM_DEVICE void load(int chunk) {
+    if constexpr (vectors) {
+      Pixels pixels;
+      fetch(chunk, pixels);
+      keep(chunk, pixels);
+    } else {
+      const int beyond = is_(kLoadsHalo) ? kMargin : 0;
+      const int thread = K::lean ? fresh_thread() : b_.thread;
+      for (int local = thread - beyond; local < b_.threads + beyond; local += b_.threads) load_column(local, chunk);
     }
-    const int beyond = halo_ ? kMargin : 0;
-    for (int local = b_.thread - beyond; local < b_.threads + beyond; local += b_.threads) load_column(local, chunk);
   }
 
   T l1_sum = T(0);  // of |v| over the pixels that are this block's own
 
  private:
-  // A thread's pixels of a row.
-  struct Row {
-    const E *x, *y;
-    int local, map;
-    int end;  // how many of its R pixels the map has
-    bool own;
-  };
-
-  SSIM_DEVICE Row row_at(int local) const {
+  SSIM_DEVICE Task<E> task_at(int local) const {
     const Column at = column_at(b_.piece, b_.level, local);
-    Row row;
-    row.local = local, row.map = static_cast<int>(at.map);
-    const bool there = at.map < b_.piece.maps && at.column >= 0;
-    row.end = there ? smaller(R, b_.level.w - at.column) : 0;
-    row.own = at.column >= b_.piece.col0 && at.column < b_.piece.col1;
-    const int first = b_.piece.first_row + b_.thread % R;
-    row.x = static_cast<const E*>(b_.args.x.data) + b_.offset_of(b_.args.x, at.map, first, at.column);
-    row.y = static_cast<const E*>(b_.args.y.data) + b_.offset_of(b_.args.y, at.map, first, at.column);
-    return row;
+    const bool there = at.map < b_.piece.maps && at.column >= 0 && at.column < b_.level.w;
+    const int row = b_.piece.first_row + (b_.thread & (R - 1));
+    Task<E> task{static_cast<const E*>(b_.args.x.data), static_cast<const E*>(b_.args.y.data),
+                 static_cast<E*>(b_.args.grad_x.data), static_cast<int16_t>(at.map), 0, 0.0f};
+    if (there && row < b_.piece.load_end) {
+      task.x += b_.offset_of(b_.args.x, at.map, row, at.column);
+      task.y += b_.offset_of(b_.args.y, at.map, row, at.column);
+    }
+    if (there) {
+      task.grad_x += b_.offset_of(b_.args.grad_x, at.map, row - 2 * kRadius, at.column);
+      task.end = static_cast<int16_t>(smaller(R, b_.level.w - at.column));
+    }
+    return task;
   }
 
-  SSIM_DEVICE void fetch_row(const Row& row, Pixels& pixels) const {
+  // Whoever has no pixels here reads something nevertheless: keep_row knows.
+  SSIM_DEVICE void fetch_row(const Task<E>& task, int chunk, Pixels& pixels) const {
+    const bool there = task.end > 0 && b_.first_row(chunk) + (fresh_thread() & (R - 1)) < b_.piece.load_end;
+    const uint64_t rows = there ? static_cast<unsigned>(chunk) * R : 0u;
+    const E* x = in_global_memory(task.x) + rows * b_.level.x.stride_h;
+    const E* y = in_global_memory(task.y) + rows * b_.level.y.stride_h;
 #pragma unroll
     for (int j = 0; j < R; j += 4) {
-      if (j >= row.end) continue;
-      pixels.x[j / 4] = *reinterpret_cast<const Four<E>*>(row.x + j);
-      pixels.y[j / 4] = *reinterpret_cast<const Four<E>*>(row.y + j);
+      const int there_j = j < task.end ? j : 0;
+      pixels.x[j / 4] = *reinterpret_cast<const Four<E>*>(x + there_j);
+      pixels.y[j / 4] = *reinterpret_cast<const Four<E>*>(y + there_j);
     }
   }
 
-  SSIM_DEVICE void keep_row(const Row& at, const Pixels& pixels, int chunk) {
-    const int row = b_.first_row(chunk) + b_.thread % R;
+  SSIM_DEVICE void keep_row(const Task<E>& task, int local, int chunk, const Pixels& pixels, bool own) {
+    const int row = b_.first_row(chunk) + (fresh_thread() & (R - 1));
     if (row >= b_.piece.load_end) return;
-    const bool sum_l1 = b_.level.value_l1 != 0 && at.own && row >= b_.piece.row0 && row < b_.piece.row1;
-    Pair<T>* to = b_.ring_row(row) + at.local;
+    Pair<T>* to = b_.ring_row(row) + local;
+    if (is_(kRescales))
+      put<true>(to, task, pixels);
+    else
+      put<false>(to, task, pixels);
+    if (is_(kSumsL1) && own && row >= b_.piece.row0 && row < b_.piece.row1) {
+#pragma unroll
+      for (int j = 0; j < R; ++j)
+        if (j < task.end) l1_sum += magnitude(to[j].v);
+    }
+  }
+
+  template <bool ranges>
+  SSIM_DEVICE void put(Pair<T>* to, const Task<E>& task, const Pixels& pixels) const {
 #pragma unroll
     for (int j = 0; j < R; j += 4) {
-      if (j >= at.end) continue;
+      if (j >= task.end) continue;
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         TwoPairs<T> two;
-        two.pair[0] = rescaled(static_cast<T>(pixels.x[j / 4].v[i]), static_cast<T>(pixels.y[j / 4].v[i]), at.map);
-        two.pair[1] =
-            rescaled(static_cast<T>(pixels.x[j / 4].v[i + 1]), static_cast<T>(pixels.y[j / 4].v[i + 1]), at.map);
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          two.pair[k] = pair_of<ranges>(static_cast<T>(pixels.x[j / 4].v[i + k]),
+                                        static_cast<T>(pixels.y[j / 4].v[i + k]), task.map);
         *reinterpret_cast<TwoPairs<T>*>(to + j + i) = two;
-        if (sum_l1) l1_sum += magnitude(two.pair[0].v) + magnitude(two.pair[1].v);
       }
     }
   }
 
   // What strips need of their neighbours.
-  SSIM_DEVICE void keep_halo(int chunk) {
-    const int local = b_.thread / R * R;
-    Row row = row_at(local < kMargin ? local - kMargin : b_.threads + local - kMargin);
-    row.own = false;
-    if (b_.first_row(chunk) + b_.thread % R >= b_.piece.load_end) return;
-    row.x += static_cast<int64_t>(chunk) * R * b_.level.x.stride_h;
-    row.y += static_cast<int64_t>(chunk) * R * b_.level.y.stride_h;
-    Pixels pixels{};
-    fetch_row(row, pixels);
-    keep_row(row, pixels, chunk);
+  SSIM_DEVICE void keep_halo(int local, int chunk) {
+    if (b_.first_row(chunk) + (fresh_thread() & (R - 1)) >= b_.piece.load_end) return;
+    local = local < kMargin ? local - kMargin : b_.threads + local - kMargin;
+    const Task<E> task = task_at(local);
+    Pixels pixels;
+    fetch_row(task, chunk, pixels);
+    keep_row(task, local, chunk, pixels, false);
   }
 
   // Where a column of the ring comes from. False where it stays zero.
@@ -133,7 +140,7 @@ class Loads {
     Column from;
     if (!source(local, from)) return;
     const Column at = column_at(b_.piece, b_.level, local);
-    const bool own = b_.level.value_l1 != 0 && at.column >= b_.piece.col0 && at.column < b_.piece.col1 && local >= 0 &&
+    const bool own = is_(kSumsL1) && at.column >= b_.piece.col0 && at.column < b_.piece.col1 && local >= 0 &&
                      local < b_.threads;
     const int64_t x = b_.offset_of(b_.args.x, from.map, 0, from.column);
     const int64_t y = b_.offset_of(b_.args.y, from.map, 0, from.column);
@@ -159,7 +166,12 @@ class Loads {
   SSIM_DEVICE static T magnitude(T value) { return value < T(0) ? -value : value; }
 
   SSIM_DEVICE Pair<T> rescaled(T x, T y, uint32_t map) const {
-    if (b_.level.ranges) {
+    return is_(kRescales) ? pair_of<true>(x, y, map) : pair_of<false>(x, y, map);
+  }
+
+  template <bool ranges>
+  SSIM_DEVICE Pair<T> pair_of(T x, T y, uint32_t map) const {
+    if constexpr (ranges) {
       const Rescale<T> r = b_.tables->rescale[map];
       const T a = (x - r.low[0]) * r.scale[0], b = (y - r.low[1]) * r.scale[1];
       return {a + b, a - b};
@@ -169,8 +181,7 @@ class Loads {
   }
 
   const Block<K>& b_;
-  bool halo_;
-  std::conditional_t<K::lean, Row, Nothing> own_;
+  const Roles is_;
 };
 
 }  // namespace ssim

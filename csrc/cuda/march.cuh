@@ -23,64 +23,86 @@ class March {
  public:
   SSIM_DEVICE explicit March(const Block<K>& block)
       : b_(block),
-        loads_(block),
-        task_(column_at(b_.piece, b_.level, task_local())),
-        column_(column_at(b_.piece, b_.level, b_.thread)) {
-    const Piece& p = b_.piece;
-    if (task_.map < p.maps) {
-      if (task_.column < p.partial_col1 && task_.column + R > p.partial_col0) roles_ |= kFiltersRow;
-      if (task_.column >= p.col0 && task_.column < p.col1) roles_ |= kOwnsRow;
-    }
-    if (column_.map < p.maps) {
-      if (column_.column >= p.partial_col0 && column_.column < p.partial_col1) roles_ |= kHasPartials;
-      if (column_.column >= p.col0 && column_.column < p.col1) roles_ |= kOwnsColumn;
-    }
-    if constexpr (K::lean) {
-      if (loads_.vectors && is(kOwnsRow))
-        to_ = static_cast<E*>(b_.args.grad_x.data) +
-              b_.offset_of(b_.args.grad_x, task_.map, p.first_row + task_row() - 2 * kRadius, task_.column);
-    }
-  }
+        is_(roles_of(block)),
+        loads_(block, is_),
+        task_(column_at(block.piece, block.level, task_local(block.thread))),
+        column_(column_at(block.piece, block.level, block.thread)) {}
 
   SSIM_DEVICE void run() {
-    const int chunks = (b_.piece.end_row - b_.piece.first_row + R - 1) / R;
-#pragma unroll 1
-    for (int chunk = -1; chunk < chunks; ++chunk) {
-      if (chunk >= 0) {
-        if (is(kFiltersRow)) horizontal_moments(chunk);
-        if (K::sides && !loads_.vectors && is(kOwnsColumn)) write_gradients(chunk - 1);
-        __syncthreads();
-      }
-      typename Loads<K>::Pixels pixels{};
-      loads_.fetch(chunk + 1, pixels);
-      if (chunk >= 0) vertical(chunk);
-      loads_.keep(chunk + 1, pixels);
-      __syncthreads();
-      if (K::sides && chunk >= 0) {
-        if (is(kOwnsRow)) gradients(chunk);
-        __syncthreads();
-      }
-    }
-    if (K::sides && !loads_.vectors && is(kOwnsColumn)) write_gradients(chunks - 1);
+    if (K::lean && b_.level.vectors)
+      march<K::lean>();
+    else
+      march<false>();
     if (b_.launch.arrived || b_.args.range_sums) finish();
   }
 
  private:
-  enum Role : unsigned { kFiltersRow = 1, kOwnsRow = 2, kHasPartials = 4, kOwnsColumn = 8 };
-  SSIM_DEVICE bool is(Role role) const { return (roles_ & role) != 0; }
+  // `vectors`: x, y and the gradient go four pixels at a time.
+  template <bool vectors>
+  SSIM_DEVICE void march() {
+    const int chunks = (b_.piece.end_row - b_.piece.first_row + R - 1) / R;
+    loads_.template load<vectors>(0);
+    __syncthreads();
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      if (is_(kFiltersRow)) horizontal_moments(chunk);
+      if (K::sides && !vectors && is_(kOwnsColumn)) write_gradients(chunk - 1);
+      __syncthreads();
+      if constexpr (vectors) {
+        typename Loads<K>::Pixels pixels;  // on their way meanwhile
+        loads_.fetch(chunk + 1, pixels);
+        vertical(chunk);
+        loads_.keep(chunk + 1, pixels);
+      } else {
+        vertical(chunk);
+        loads_.template load<false>(chunk + 1);
+      }
+      __syncthreads();
+      if (K::sides) {
+        if (is_(kOwnsRow)) gradients<vectors>(chunk);
+        __syncthreads();
+      }
+    }
+    if (K::sides && !vectors && is_(kOwnsColumn)) write_gradients(chunks - 1);
+  }
 
-  // This thread's pixels in the horizontal filters: R from this column of the block on, of this row of the chunk.
-  SSIM_DEVICE int task_local() const { return b_.thread / R * R; }
-  SSIM_DEVICE int task_row() const { return b_.thread % R; }
+  SSIM_DEVICE static Roles roles_of(const Block<K>& block) {
+    const Piece& p = block.piece;
+    const Column task = column_at(p, block.level, task_local(block.thread));
+    const Column column = column_at(p, block.level, block.thread);
+    Roles roles;
+    roles.set(kFiltersRow, task.map < p.maps && task.column < p.partial_col1 && task.column + R > p.partial_col0);
+    roles.set(kOwnsRow, task.map < p.maps && task.column >= p.col0 && task.column < p.col1);
+    roles.set(kHasPartials,
+              column.map < p.maps && column.column >= p.partial_col0 && column.column < p.partial_col1);
+    roles.set(kOwnsColumn, column.map < p.maps && column.column >= p.col0 && column.column < p.col1);
+    roles.set(kLoadsHalo, block.level.strips > 1 || block.mirror);
+    roles.set(kRescales, block.level.ranges != nullptr);
+    roles.set(kSumsL1, block.level.value_l1 != 0);
+    roles.seal();
+    return roles;
+  }
+
+  SSIM_DEVICE T& ssim_sum() {
+    if constexpr (K::lean)
+      return b_.task_of(fresh_thread()).ssim_sum;
+    else
+      return ssim_sum_;
+  }
+  SSIM_DEVICE int thread() const { return K::lean ? fresh_thread() : b_.thread; }
+  SSIM_DEVICE Column column() const { return K::lean ? column_at(b_.piece, b_.level, fresh_thread()) : column_; }
+  // In the horizontal filters a thread takes R pixels of one row of the chunk, from this column of the block on.
+  SSIM_DEVICE static int task_local(int thread) { return thread & ~(R - 1); }
+  SSIM_DEVICE static int task_row(int thread) { return thread & (R - 1); }
 
   // ---- moments ----
 
   // Filters R pixels of one row of u, v and their products.
   SSIM_DEVICE void horizontal_moments(int chunk) const {
-    const int row = b_.first_row(chunk) + task_row();
+    const int thread = this->thread(), row = b_.first_row(chunk) + task_row(thread);
     if (row >= b_.piece.load_end) return;
     // One pair more on each side than the window needs, for accesses of two.
-    const TwoPairs<T>* from = reinterpret_cast<const TwoPairs<T>*>(b_.ring_row(row) + task_local() - kRadius - 1);
+    const TwoPairs<T>* from = reinterpret_cast<const TwoPairs<T>*>(b_.ring_row(row) + task_local(thread) - kRadius - 1);
     T sums[R][K::moments];
 #pragma unroll
     for (int j = 0; j < R + kTaps + 1; j += 2) {
@@ -100,7 +122,7 @@ class March {
       Values cell;
 #pragma unroll
       for (int n = 0; n < K::moments; ++n) cell.v[n] = sums[o][n];
-      b_.cells_of(task_local() + o)[task_row()] = cell;
+      b_.cells_of(task_local(thread) + o)[task_row(thread)] = cell;
     }
   }
 
@@ -119,8 +141,8 @@ class March {
   // ---- SSIM and its partials ----
 
   SSIM_DEVICE void vertical(int chunk) {
-    Values* cell = b_.cells_of(b_.thread);
-    if (!is(kHasPartials)) {
+    Values* cell = b_.cells_of(thread());
+    if (!is_(kHasPartials)) {
       if (K::sides) {
 #pragma unroll
         for (int j = 0; j < R; ++j)
@@ -131,26 +153,47 @@ class March {
     }
     const int first = b_.first_row(chunk);
     T sum = T(0);
-    // Rows whose SSIM is wanted and whose windows are full: nothing to ask for each.
-    const bool inside = first - kRadius >= larger(b_.piece.partial_row0, b_.piece.row0) &&
-                        first + R <= b_.piece.load_end &&
-                        first + R - kRadius <= smaller(b_.piece.partial_row1, b_.piece.row1);
-    if (K::lean && inside) {
-#pragma unroll 2
-      for (int j = 0; j < R; ++j) vertical_row<true>(cell[j], first + j, sum);
+    if (K::lean && first >= b_.piece.inside_row0 && first < b_.piece.inside_row1) {
+#pragma unroll 4
+      for (int j = 0; j < R; ++j) plain_row<true>(cell[j], first + j, sum);
+    } else if (K::lean) {
+#pragma unroll 1
+      for (int j = 0; j < R; ++j) plain_row<false>(cell[j], first + j, sum);
     } else {
 #pragma unroll 1
-      for (int j = 0; j < R; ++j) vertical_row<false>(cell[j], first + j, sum);
+      for (int j = 0; j < R; ++j) vertical_row(cell[j], first + j, sum);
     }
-    if (is(kOwnsColumn)) ssim_sum_ += sum;
+    if (is_(kOwnsColumn)) ssim_sum() += sum;
+  }
+
+  // vertical_row of a lean kernel. Rows that are not there count as zeros rather than being left out: two ways of
+  // moving the column filters on would have to be joined by copying them.
+  template <bool inside>
+  SSIM_DEVICE void plain_row(Values& cell, int row, T& sum) {
+    if constexpr (K::lean) {
+      const int ssim_row = row - kRadius;
+      const Values from = cell;
+      T m[K::moments];
+#pragma unroll
+      for (int n = 0; n < K::moments; ++n) m[n] = inside || row < b_.piece.load_end ? from.v[n] : T(0);
+      moments_.push(m, b_.launch.taps);
+      T partials[K::partials] = {};
+      if (inside || (ssim_row >= b_.piece.partial_row0 && ssim_row < b_.piece.partial_row1)) {
+        const Pixel<T> pixel = ssim_of(m);
+        const Adjoint<T> a = adjoint_x<K::separate>(pixel);
+        partials[0] = a.a, partials[1] = a.b, partials[2] = a.c;
+        if (inside || (ssim_row >= b_.piece.row0 && ssim_row < b_.piece.row1)) sum += pixel.value;
+      }
+      partials_.push(partials, b_.launch.taps);
+      cell = {{partials[0], partials[1], partials[2], T(0)}};
+    }
   }
 
   // Takes row `row` of the moments from the cell, and leaves the filtered partials kTaps - 1 rows above there.
-  template <bool inside>
   SSIM_DEVICE void vertical_row(Values& cell, int row, T& sum) {
     T m[K::moments];
     const int ssim_row = row - kRadius;
-    if (inside || row < b_.piece.load_end) {
+    if (row < b_.piece.load_end) {
       const Values from = cell;
 #pragma unroll
       for (int n = 0; n < K::moments; ++n) m[n] = from.v[n];
@@ -159,7 +202,7 @@ class March {
       moments_.push_zeros(m);
     }
     T partials[K::partials];
-    const bool there = inside || (ssim_row >= b_.piece.partial_row0 && ssim_row < b_.piece.partial_row1);
+    const bool there = ssim_row >= b_.piece.partial_row0 && ssim_row < b_.piece.partial_row1;
     if (there) {
       const Pixel<T> pixel = ssim_of(m);
       if constexpr (K::sides == 1) {
@@ -170,8 +213,8 @@ class March {
         if constexpr (K::separate) partials[4] = pixel.d_uv;
       }
       T value = pixel.value;
-      const bool own_row = inside || (ssim_row >= b_.piece.row0 && ssim_row < b_.piece.row1);
-      if constexpr (!K::lean) weigh(partials, value, ssim_row, own_row);
+      const bool own_row = ssim_row >= b_.piece.row0 && ssim_row < b_.piece.row1;
+      weigh(partials, value, ssim_row, own_row);
       if (own_row) sum += value;
     }
     if constexpr (K::sides != 0) {
@@ -190,13 +233,13 @@ class March {
 
   SSIM_DEVICE Pixel<T> ssim_of(const T (&m)[K::moments]) const {
     if constexpr (K::separate) return separate_pixel(m[0], m[1], m[2], m[3], m[4], b_.launch.constants);
-    if constexpr (K::lean) return paired_pixel<Form::kPlain>(m[0], m[1], m[2], m[3], b_.launch.constants);
-    if (b_.launch.form == Form::kPlain) return paired_pixel<Form::kPlain>(m[0], m[1], m[2], m[3], b_.launch.constants);
+    if (K::lean || b_.launch.form == Form::kPlain)
+      return paired_pixel<Form::kPlain>(m[0], m[1], m[2], m[3], b_.launch.constants);
     return paired_pixel<Form::kPaired>(m[0], m[1], m[2], m[3], b_.launch.constants);
   }
 
   SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, int row, bool own_row) {
-    const bool own = own_row && is(kOwnsColumn);
+    const bool own = own_row && is_(kOwnsColumn);
     const int map_row = row - b_.launch.margin, map_column = column_.column - b_.launch.margin;
     if (own && b_.args.map.data)
       store_any(b_.args.map, b_.offset_of(b_.args.map, column_.map, map_row, map_column), value);
@@ -212,13 +255,15 @@ class March {
   // ---- gradients ----
 
   // The gradient of R pixels of one row, 10 rows above the row of this thread.
+  template <bool vectors>
   SSIM_DEVICE void gradients(int chunk) {
-    const int row = b_.first_row(chunk) + task_row() - 2 * kRadius;
+    const int thread = this->thread(), local = task_local(thread);
+    const int row = b_.first_row(chunk) + task_row(thread) - 2 * kRadius;
     if (row < b_.piece.row0 || row >= b_.piece.row1) return;
     T sums[R][K::partials];
 #pragma unroll
     for (int j = 0; j < R + kTaps - 1; ++j) {
-      const Values from = b_.cells_of(task_local() - kRadius + j)[task_row()];
+      const Values from = b_.cells_of(local - kRadius + j)[task_row(thread)];
       T partials[K::partials];
 #pragma unroll
       for (int n = 0; n < K::partials; ++n) partials[n] = from.v[n];
@@ -226,35 +271,41 @@ class March {
     }
     if (b_.mirror) fold_columns(sums);
 
-    Pair<T>* pairs = b_.ring_row(row) + task_local();
-    const Rescale<T>& rescale = b_.tables->rescale[task_.map];
+    Pair<T>* pairs = b_.ring_row(row) + local;
+    const Rescale<T>& rescale = b_.tables->rescale[K::lean ? b_.map_of(thread) : task_.map];
     const T by_x = b_.level.slope * rescale.scale[0], by_y = b_.level.slope * rescale.scale[1];
-    T gradient[R];
+    if constexpr (K::sides == 1) {
+      T gradient[R];
 #pragma unroll
-    for (int o = 0; o < R; ++o) {
-      const Pair<T> pair = pairs[o];
-      T l1 = T(0);
+      for (int o = 0; o < R; o += 2) {
+        const TwoPairs<T> two = *reinterpret_cast<const TwoPairs<T>*>(pairs + o);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          gradient[o + i] =
+              (sums[o + i][0] + two.pair[i].u * sums[o + i][1] + two.pair[i].v * sums[o + i][2]) * by_x;
+      }
       if (b_.level.l1 != T(0)) {
-        l1 = pair.v > T(0) ? b_.level.l1 : pair.v < T(0) ? -b_.level.l1 : pair.v * T(0);
-        if (!K::lean && task_.column + o < b_.piece.col1) l1 *= b_.seed_at(task_.map, row, task_.column + o);
+#pragma unroll
+        for (int o = 0; o < R; ++o) gradient[o] += sign(pairs[o].v) * b_.level.l1;
       }
-      if constexpr (K::sides == 1) {
-        gradient[o] = (sums[o][0] + pair.u * sums[o][1] + pair.v * sums[o][2]) * by_x + l1;
-        if (!loads_.vectors && task_.column + o < b_.piece.col1) pairs[o].u = gradient[o];
-      } else {
-        T of_u = sums[o][0] + pair.u * sums[o][2] * T(2), of_v = sums[o][1] + pair.v * sums[o][3] * T(2);
+      keep_gradient<vectors>(gradient, pairs, chunk);
+    } else {
+#pragma unroll
+      for (int o = 0; o < R; ++o) {
+        if (task_.column + o >= b_.piece.col1) continue;
+        const Pair<T> pair = pairs[o];
+        T of_u = sums[o][0] + pair.u * sums[o][2], of_v = sums[o][1] + pair.v * sums[o][3];
         if constexpr (K::separate) of_u += pair.v * sums[o][4], of_v += pair.u * sums[o][4];
+        T l1 = T(0);
+        if (b_.level.l1 != T(0)) l1 = sign(pair.v) * b_.level.l1 * b_.seed_at(task_.map, row, task_.column + o);
         const T of_x = (of_u + of_v) * by_x + l1, of_y = (of_u - of_v) * by_y - l1;
-        if (task_.column + o < b_.piece.col1) {
-          if (b_.args.range_sums) track(of_x, of_y, pair);
-          pairs[o] = {of_x, of_y};
-        }
+        if (b_.args.range_sums) track(of_x, of_y, pair);
+        pairs[o] = {of_x, of_y};
       }
-    }
-    if constexpr (K::lean) {
-      if (loads_.vectors) write_row(gradient, chunk);
     }
   }
+
+  SSIM_DEVICE static T sign(T v) { return v > T(0) ? T(1) : v < T(0) ? T(-1) : v * T(0); }  // a NaN stays
 
   // The horizontal filter's results near mirrored borders, anew with folded taps.
   SSIM_DEVICE void fold_columns(T (&sums)[R][K::partials]) const {
@@ -266,7 +317,7 @@ class March {
 #pragma unroll
       for (int n = 0; n < K::partials; ++n) sums[o][n] = T(0);
       for (int k = 0; k < kTaps; ++k) {
-        const Values from = b_.cells_of(task_local() + o + k - kRadius)[task_row()];
+        const Values from = b_.cells_of(task_local(b_.thread) + o + k - kRadius)[task_row(b_.thread)];
 #pragma unroll
         for (int n = 0; n < K::partials; ++n) sums[o][n] += taps[k] * from.v[n];
       }
@@ -279,12 +330,21 @@ class March {
     range_sums_[3] += of_y * (pair.u - pair.v) * T(0.5);
   }
 
-  SSIM_DEVICE void write_row(const T (&gradient)[R], int chunk) const {
+  // Writes R pixels of the gradient, or leaves them in the ring for write_gradients.
+  template <bool vectors>
+  SSIM_DEVICE void keep_gradient(const T (&gradient)[R], Pair<T>* pairs, int chunk) const {
     if constexpr (K::lean) {
-      E* to = to_ + static_cast<int64_t>(chunk) * R * b_.level.grad_x.stride_h;
+      const Task<E>& task = b_.task_of(thread());
+      if constexpr (!vectors) {
+#pragma unroll
+        for (int o = 0; o < R; ++o)
+          if (o < task.end) pairs[o].u = gradient[o];
+        return;
+      }
+      E* to = in_global_memory(task.grad_x) + uint64_t{static_cast<unsigned>(chunk) * R} * b_.level.grad_x.stride_h;
 #pragma unroll
       for (int j = 0; j < R; j += 4) {
-        if (task_.column + j >= b_.piece.col1) continue;
+        if (j >= task.end) continue;
         Four<E> four;
 #pragma unroll
         for (int i = 0; i < 4; ++i) four.v[i] = static_cast<E>(gradient[j + i]);
@@ -296,16 +356,17 @@ class March {
   // Gradients that gradients() left in the ring, by columns: neighbouring threads write neighbouring pixels.
   SSIM_DEVICE void write_gradients(int chunk) const {
     const int first = b_.first_row(chunk) - 2 * kRadius;
+    const Column at = column();
     for (int row = larger(first, b_.piece.row0); row < smaller(first + R, b_.piece.row1); ++row) {
-      const Pair<T> pair = b_.ring_row(row)[b_.thread];
+      const Pair<T> pair = b_.ring_row(row)[thread()];
       if constexpr (K::lean) {
-        static_cast<E*>(b_.args.grad_x.data)[b_.offset_of(b_.args.grad_x, column_.map, row, column_.column)] =
+        static_cast<E*>(b_.args.grad_x.data)[b_.offset_of(b_.args.grad_x, at.map, row, at.column)] =
             static_cast<E>(pair.u);
       } else {
         if (b_.args.grad_x.data)
-          store_any(b_.args.grad_x, b_.offset_of(b_.args.grad_x, column_.map, row, column_.column), pair.u);
+          store_any(b_.args.grad_x, b_.offset_of(b_.args.grad_x, at.map, row, at.column), pair.u);
         if (b_.args.grad_y.data)
-          store_any(b_.args.grad_y, b_.offset_of(b_.args.grad_y, column_.map, row, column_.column), pair.v);
+          store_any(b_.args.grad_y, b_.offset_of(b_.args.grad_y, at.map, row, at.column), pair.v);
       }
     }
   }
@@ -315,16 +376,17 @@ class March {
   // Sums each map's threads in a fixed order, writes what the unit is worth, and adds up all units in the last block.
   SSIM_DEVICE void finish() {
     __syncthreads();  // cells and ring are free now
-    const int relative = b_.thread - static_cast<int>(column_.map) * b_.level.slot;
+    const Column at = column();
+    const int relative = thread() - static_cast<int>(at.map) * b_.level.slot;
     const int span = b_.args.maps == 1 ? static_cast<int>(blockDim.x) : b_.level.slot;
     // A task's thread number lies among the columns of its own map: its segment begins at a multiple of R.
-    T sums[7] = {ssim_sum_, seed_sum_, loads_.l1_sum, range_sums_[0], range_sums_[1], range_sums_[2], range_sums_[3]};
+    T sums[7] = {ssim_sum(), seed_sum_, loads_.l1_sum, range_sums_[0], range_sums_[1], range_sums_[2], range_sums_[3]};
     T* memory = reinterpret_cast<T*>(b_.ring);
 #pragma unroll
     for (int n = 0; n < 7; ++n)
       if (n < 3 || b_.args.range_sums) sums[n] = sum_span(memory, sums[n], relative, span);
-    if (relative == 0 && column_.map < b_.piece.maps) {
-      const uint32_t unit = b_.piece.unit_of_first_plane + column_.map * b_.piece.units_per_plane;
+    if (relative == 0 && at.map < b_.piece.maps) {
+      const uint32_t unit = b_.piece.unit_of_first_plane + at.map * b_.piece.units_per_plane;
       if (b_.args.slots) {
         double seeds = sums[1];
         if (K::lean || !b_.args.seed.data)
@@ -344,17 +406,16 @@ class March {
   }
 
   const Block<K>& b_;
+  const Roles is_;
   Loads<K> loads_;
-  const Column task_, column_;  // where this thread filters along a row, and the column that it filters along
-  unsigned roles_ = 0;
-  std::conditional_t<K::lean, E, char>* to_ = nullptr;  // the gradient at task_, in chunk 0
+  const Column task_, column_;  // (not used if lean) where this thread filters along a row, and the column that it filters along
   ColumnFilter<T, K::moments> moments_;
   ColumnFilter<T, K::partials> partials_;
   T ssim_sum_ = T(0), seed_sum_ = T(0), range_sums_[4] = {T(0), T(0), T(0), T(0)};
 };
 
 template <class K>
-__global__ void __launch_bounds__(K::max_threads, K::min_blocks)
+__global__ void __maxnreg__(K::registers)
     march(const __grid_constant__ LaunchArgs<typename K::T> launch) {
   SSIM_DYNAMIC_SHARED(memory);
   const Block<K> block(launch, memory);

@@ -6,8 +6,8 @@ namespace {
 
 template <class E>
 MarchKernel<float> kernel() {
-  using Traits = MarchTraits<float, E, false, 1, 8, true, kMaxThreads, 2>;
-  return {march<Traits>, {Traits::rows, Traits::values, sizeof(float), kRadius, Traits::max_threads}};
+  using Traits = MarchTraits<float, E, false, 1, 8, true, kLeanThreads, 136>;
+  return {march<Traits>, {Traits::rows, Traits::values, sizeof(float), kRadius, Traits::max_threads, kTaskBytes}};
 }
 
 }  // namespace

@@ -17,19 +17,23 @@ constexpr int64_t kSegment = 8;        // strips and neighbouring maps begin at 
 constexpr int64_t kTableBytes = 6144;  // of shared memory, beside ring and cells: Tables in block.cuh
 constexpr int64_t kMinBandRows = 32;   // fewest rows worth a block of their own: it recomputes up to 20
 
+constexpr int kLeanThreads = 224;      // of the lean kernel: seven warps of its registers fit twice, eight do not
+constexpr int64_t kTaskBytes = 32;     // of shared memory for each of its threads: Task in block.cuh
+
 struct DeviceLimits {
   int64_t multiprocessors = 1;
   int64_t shared_per_block = 48 << 10;           // bytes a block may ask for
   int64_t shared_per_multiprocessor = 64 << 10;  // bytes its blocks share
 };
 
-// What a kernel needs of shared memory, and how many columns lie between neighbouring maps.
+// What a kernel needs of shared memory, and how many columns lie between neighbouring maps; as it stands, the lean one.
 struct KernelShape {
   int64_t rows = 8;           // that a block processes at a time
   int64_t values = 4;         // of a pixel between the vertical and the horizontal filter
   int64_t element_bytes = 4;  // float or double
   int64_t gap = 5;            // zero columns between neighbouring maps
-  int64_t max_threads = kMaxThreads;
+  int64_t max_threads = kLeanThreads;
+  int64_t thread_bytes = kTaskBytes;  // besides, for each thread
   int64_t ring_rows() const { return 2 * rows + 10; }
   int64_t ring_pitch(int64_t threads) const { return threads + 2 * kMargin + 2; }
   int64_t shared_bytes(int64_t threads) const;

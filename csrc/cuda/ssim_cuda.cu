@@ -109,8 +109,7 @@ class Run {
     const Problem& p = problem_;
     args.samples = static_cast<uint32_t>(samples_);
     for (int i = 0; i < kTaps; ++i) args.taps[i] = static_cast<T>(p.taps[i]);
-    args.constants = {static_cast<T>(p.c1), static_cast<T>(p.c2), static_cast<T>(p.alpha), static_cast<T>(p.beta),
-                      static_cast<T>(p.gamma)};
+    args.constants = p.constants<T>();
     args.inverse_range = static_cast<T>(1.0 / p.data_range);
     args.data_range = p.data_range;
     args.form = p.form();
@@ -133,7 +132,7 @@ class Run {
     args.band_rows = static_cast<int32_t>(plan.band_rows);
     args.vectors = has_vectors(level.x, level.w) && has_vectors(level.y, level.w) && level.grad_x.data &&
                    has_vectors(level.grad_x, level.w);
-    args.slope = static_cast<T>(level.slope * level.grad_scale), args.l1 = static_cast<T>(level.l1 * level.grad_scale);
+    args.slope = static_cast<T>(level.slope * level.grad_scale * kGradientFactor), args.l1 = static_cast<T>(level.l1 * level.grad_scale);
     args.value_offset = level.offset, args.value_slope = level.slope, args.value_l1 = level.l1;
     const int64_t units = level.n * level.c * plan.strips * plan.bands;
     args.slots_per_value = static_cast<uint32_t>(units / samples_);

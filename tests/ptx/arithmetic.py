@@ -61,10 +61,10 @@ def fused_multiply_add(a, b, c):
     return a * b + c
 
 
-def _binary_float(name: str):
-    if name in ("min", "max"):
+def _binary_float(name: str, keeps_nan: bool):
+    if name in ("min", "max") and not keeps_nan:
         return np.fmin if name == "min" else np.fmax
-    return {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[name]
+    return {"min": np.minimum, "max": np.maximum, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[name]
 
 
 def _multiply(a, b, opcode, kind, size):
@@ -82,10 +82,10 @@ def _arithmetic(machine: Machine, instruction: Instruction):
     opcode = instruction.opcode
     name, (kind, size) = opcode[0], typed(opcode[-1])
     if kind == "f":
+        function = _binary_float(name, "NaN" in opcode)
         if "sat" in opcode:
-            function = _binary_float(name)
             return _simple(machine, instruction, lambda a, b: np.clip(function(a, b), 0, 1).astype(FLOAT[size]))
-        return _simple(machine, instruction, _binary_float(name))
+        return _simple(machine, instruction, function)
     if opcode[-1] in ("f32x2", "bf16", "bf16x2", "f16x2") or "cc" in opcode:
         raise NotImplementedError
     if name == "mul":

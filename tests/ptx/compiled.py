@@ -8,7 +8,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def ptx_of(source: Path) -> str:
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = built.with_suffix(f".{os.getpid()}.partial")
         includes = [part for path in include_paths() for part in ("-isystem", path)]
-        flags = ["-std=c++20", "-O3", f"-arch=compute_{ARCH}", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+        flags = ["-std=c++20", "-O3", f"-arch=compute_{ARCH}", "-lineinfo", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
         command = [str(nvcc()), *flags, *includes, "-ptx", str(source), "-o", str(partial)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
@@ -67,14 +67,23 @@ class Executed:
 
     block: int = 0  # threads
     shared_bytes: int = 0  # of a block
-    instructions: Counter[str] = field(default_factory=Counter)  # executed by threads, by kind
+    program: Program | None = None
+    counts: machine.Counts | None = None
+
+    @property
+    def instructions(self) -> Counter[str]:
+        """Executed by threads, by name."""
+        assert self.program is not None and self.counts is not None
+        return machine.by_kind(self.program, self.counts.by_threads)
 
 
 @contextmanager
-def interpreted(sources: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[dict[str, Executed]]:
+def interpreted(
+    sources: Sequence[str], tensors: Sequence[Tensor], multiprocessors: int = 4
+) -> Iterator[dict[str, Executed]]:
     """Inside, ``backend=emulated.NAME`` runs the PTX of these files, which may touch these tensors and its outputs.
 
-    Gives, for each kernel that was launched, what its threads executed.
+    With one multiprocessor two maps already fill the device, and none is cut. Gives, for each kernel that was launched, what its threads executed.
     """
     kernels_run: dict[str, Executed] = {}
     device = emulated.emulator()
@@ -91,10 +100,10 @@ def interpreted(sources: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[d
         for (_, offset, size), value in zip(code.parameters, parameters, strict=True):
             assert len(value) == size, f"{kernel}: a parameter of {size} bytes here, {len(value)} on the host"
             packed[offset : offset + size] = value
-        executed, _ = machine.run(code, memory, grid, block, bytes(packed), shared_bytes)
-        record = kernels_run.setdefault(kernel, Executed())
+        counts = machine.run(code, memory, grid, block, bytes(packed), shared_bytes)
+        record = kernels_run.setdefault(kernel, Executed(program=code, counts=machine.Counts.of(code)))
         record.block, record.shared_bytes = math.prod(block), shared_bytes
-        record.instructions += executed
+        record.counts.add(counts)
 
-    with emulated.backend(), device.executed_by(launch):
+    with emulated.backend(multiprocessors=multiprocessors), device.executed_by(launch):
         yield kernels_run

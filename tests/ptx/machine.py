@@ -8,6 +8,7 @@ exact to rounding, ``ftz`` is ignored, and asynchronous copies are done at once.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,21 @@ EVERYBODY = slice(None)
 
 class KernelError(RuntimeError):
     """What the kernel did is an error on a device too: a divergent barrier, a shuffle from an absent lane."""
+
+
+class Counts(NamedTuple):
+    """How often each instruction of a program was executed."""
+
+    by_threads: np.ndarray
+    by_warps: np.ndarray  # with at least one of its threads
+
+    @classmethod
+    def of(cls, program: Program) -> "Counts":
+        return cls(*np.zeros((2, len(program.instructions)), np.int64))
+
+    def add(self, other: "Counts") -> None:
+        for mine, theirs in zip(self, other, strict=True):
+            mine += theirs
 
 
 class Machine:
@@ -55,8 +71,7 @@ class Machine:
         self.symbols |= {name: memory.add(array) for name, array in program.globals.items()}
         self.special = self._special_registers(blocks, grid, block, in_block)
         self.registers: dict[str, np.ndarray] = {}
-        self.thread_counts: Counter[str] = Counter()
-        self.warp_counts: Counter[str] = Counter()
+        self.counts = Counts.of(program)
         self._steps = [compile_instruction(self, instruction) for instruction in program.instructions]
         self.waiting = np.zeros(self.threads, bool)
         self.votes: np.ndarray | None = None
@@ -118,9 +133,8 @@ class Machine:
                 if count < len(indices):
                     doing = indices[guard]
                     of_warps = _warps(doing)
-            key = counted_as(instruction.opcode)
-            self.thread_counts[key] += count
-            self.warp_counts[key] += of_warps
+            self.counts.by_threads[at] += count
+            self.counts.by_warps[at] += of_warps
             at += 1
             if opcode in ("ret", "exit", "trap"):
                 if opcode == "trap" and count:
@@ -151,6 +165,14 @@ class Machine:
         self.waiting[:] = False
 
 
+def by_kind(program: Program, counts: np.ndarray) -> Counter[str]:
+    """One of Counts, summed over the instructions of each name."""
+    kinds: Counter[str] = Counter()
+    for instruction, count in zip(program.instructions, counts.tolist(), strict=True):
+        kinds[counted_as(instruction.opcode)] += count
+    return kinds
+
+
 def counted_as(opcode: tuple[str, ...]) -> str:
     """The name under which an instruction is counted: with its memory space, or f32 and f64 where it computes so."""
     if opcode[0] in ("ld", "st", "atom", "red"):
@@ -172,16 +194,14 @@ def run(
     parameters: bytes,
     shared_bytes: int = 0,
     threads_at_a_time: int = 8192,
-) -> tuple[Counter[str], Counter[str]]:
-    """Run a whole launch. Returns how often each kind of instruction was executed, by threads and by warps."""
+) -> Counts:
+    """Run a whole launch."""
     blocks = int(np.prod(grid))
     together = max(1, threads_at_a_time // int(np.prod(block)))
-    by_threads: Counter[str] = Counter()
-    by_warps: Counter[str] = Counter()
+    counts = Counts.of(program)
     for first in range(0, blocks, together):
         some = np.arange(first, min(blocks, first + together))
         machine = Machine(program, memory, some, grid, block, parameters, shared_bytes)
         machine.run()
-        by_threads += machine.thread_counts
-        by_warps += machine.warp_counts
-    return by_threads, by_warps
+        counts.add(machine.counts)
+    return counts

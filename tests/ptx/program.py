@@ -17,6 +17,11 @@ class Instruction(NamedTuple):
     opcode: tuple[str, ...]  # ("ld", "global", "v2", "f32")
     operands: tuple[str, ...]  # ("{%f1, %f2}", "[%rd1+8]")
     text: str
+    place: "Place" = ()
+
+
+Place = tuple[tuple[str, int], ...]
+"""File and line in the source, then those into which they were inlined; empty without line information."""
 
 
 @dataclass
@@ -45,6 +50,7 @@ def entries(source: str) -> list[str]:
 def parse(source: str, name: str | None = None) -> Program:
     """The kernel ``name`` of a module; without a name, its first."""
     source = re.sub(r"//[^\n]*|/\*.*?\*/", "", source, flags=re.S)
+    files = {number: path.rpartition("/")[2] for number, path in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', source)}
     names = entries(source)
     name = names[0] if name is None else name
     if name not in names:
@@ -59,7 +65,7 @@ def parse(source: str, name: str | None = None) -> Program:
     _parse_variables(program, outside, "shared")
     _parse_variables(program, body, "shared")
     _parse_variables(program, body, "local")
-    _parse_body(program, body)
+    _parse_body(program, body, files)
     return program
 
 
@@ -112,8 +118,11 @@ def _parse_variables(program: Program, text: str, space: str) -> None:
     setattr(program, f"{space}_bytes", end)
 
 
-def _parse_body(program: Program, body: str) -> None:
-    body = re.sub(r"^\s*\.(?:loc|pragma|file|section)\b[^\n]*$", "", body, flags=re.M)
+def _parse_body(program: Program, body: str, files: dict[str, str]) -> None:
+    body = re.sub(r"^\s*\.(?:pragma|file|section)\b[^\n]*$", "", body, flags=re.M)
+    body = re.sub(r"^\s*(\.loc\b[^\n]*)$", r"\1;", body, flags=re.M)
+    places: dict[tuple[str, ...], Place] = {}
+    place: Place = ()
     for raw in body.split(";"):
         statement = " ".join(raw.split())
         while True:
@@ -127,8 +136,12 @@ def _parse_body(program: Program, body: str) -> None:
                 program.targets[label[1]] = [t.strip() for t in statement.removeprefix(".branchtargets").split(",")]
         if statement.startswith(".reg"):
             _parse_registers(program, statement)
+        elif statement.startswith(".loc"):
+            at, *inlined = re.findall(r"(?:\.loc|inlined_at) (\d+) (\d+) (\d+)", statement)
+            place = ((files[at[0]], int(at[1])), *(places.get(inlined[0], ()) if inlined else ()))
+            places[at] = place
         elif statement and not statement.startswith("."):
-            program.instructions.append(_instruction(statement))
+            program.instructions.append(_instruction(statement)._replace(place=place))
 
 
 def _parse_registers(program: Program, statement: str) -> None:

@@ -32,8 +32,9 @@ def run(body, threads=64, blocks=1, n=64, out=None):
     memory = GlobalMemory()
     out = np.zeros(threads * blocks, np.uint32) if out is None else out
     parameters = struct.pack("<QI", memory.add(out), n)
-    counts = machine.run(parse(HEADER + body + "ret;\n}"), memory, (blocks, 1, 1), (threads, 1, 1), parameters)
-    return out, counts
+    program = parse(HEADER + body + "ret;\n}")
+    counts = machine.run(program, memory, (blocks, 1, 1), (threads, 1, 1), parameters)
+    return out, [machine.by_kind(program, count) for count in counts]
 
 
 def f32(value):
@@ -123,6 +124,38 @@ def test_divergent_loop_and_counts():
     assert by_threads["st.global"] == 64 and by_warps["st.global"] == 2
     assert by_threads["setp"] == sum(range(1, 65))
     assert by_warps["setp"] == 32 + 64
+
+
+@pytest.mark.parametrize("name, expected", [("max", 0x40000000), ("max.NaN", 0x7FC00000)])
+def test_maximum_of_a_nan(name, expected):
+    out, _ = run(f"mov.b32 %f1, 0x7FC00000; {name}.f32 %f2, %f1, {f32(2.0)}; st.global.f32 [%rd2], %f2;")
+    assert (out == expected).all(), hex(out[0])
+
+
+def test_places():
+    """Where instructions come from: the line, and the lines into which it was inlined."""
+    program = parse(
+        HEADER
+        + """
+        .loc 1 5 3
+        mov.u32 %r9, 0;
+        .loc 2 70 1, function_name $L, inlined_at 1 5 3
+        mov.u32 %r9, 1;
+        .loc 2 90 1, function_name $L, inlined_at 2 70 1
+        mov.u32 %r9, 2;
+        .loc 1 6 3
+        $label: mov.u32 %r9, 3;
+        }
+        .file 1 "/some/where/a.cu"
+        .file 2 "b.cuh"
+        """
+    )
+    assert [i.place for i in program.instructions[-4:]] == [
+        (("a.cu", 5),),
+        (("b.cuh", 70), ("a.cu", 5)),
+        (("b.cuh", 90), ("b.cuh", 70), ("a.cu", 5)),
+        (("a.cu", 6),),
+    ]
 
 
 def test_jump_table():
