@@ -48,6 +48,7 @@ struct Rescale {
 // memory.)
 template <class T>
 struct Tables {
+  alignas(16) int64_t steps[3];  // of x, y and the gradient from one chunk to the next, in bytes
   Piece piece;
   LevelArgs<T> level;
   Rescale<T> rescale[kMaxThreads / kSegment];
@@ -60,9 +61,17 @@ template <class E>
 struct alignas(16) Task {
   const E *x, *y;  // where it has no pixels, somewhere else that can be read
   E* grad_x;
-  int16_t map, end;  // of the block's maps; how many of the R pixels it has
+  int16_t chunks;    // that have the row
+  uint8_t map, end;  // of the block's maps; how many of the R pixels it has
   float ssim_sum;    // of the thread's column
 };
+
+// The same a number of chunks further on; `step` is in bytes.
+template <class Item>
+SSIM_DEVICE Item* further(Item* pointer, int chunks, int64_t step) {
+  const uint64_t bytes = static_cast<unsigned>(chunks) * static_cast<uint64_t>(step);
+  return reinterpret_cast<Item*>(reinterpret_cast<uint64_t>(pointer) + bytes);
+}
 
 template <>
 struct Task<void> {};
@@ -151,8 +160,11 @@ struct Block {
 
   SSIM_DEVICE int first_row(int chunk) const { return piece.first_row + chunk * R; }
 
-  SSIM_DEVICE Pair<T>* ring_row(int row) const {  // u, v of the block's column 0
-    return ring + static_cast<unsigned>(row - piece.first_row) % kRing * ring_pitch + kMargin;
+  SSIM_DEVICE Pair<T>* ring_row(int row) const { return ring_line(row - piece.first_row); }
+
+  // u, v of the block's column 0, of the line-th row from its first on.
+  SSIM_DEVICE Pair<T>* ring_line(int line) const {
+    return ring + static_cast<unsigned>(line) % kRing * ring_pitch + kMargin;
   }
 
   SSIM_DEVICE Values* cells_of(int local) const { return cells + (local + kMargin) * kCellRows; }
@@ -179,11 +191,10 @@ struct Block {
 
   // Fills shared memory. Margins and gaps between maps stay zero from here on: nobody writes there.
   SSIM_DEVICE void prepare() const {
-    for (int i = thread; i < kRing * ring_pitch; i += threads) ring[i] = {T(0), T(0)};
-    for (int i = thread; i < (threads + 2 * kMargin) * kCellRows; i += threads) {
-#pragma unroll
-      for (int n = 0; n < K::values; ++n) cells[i].v[n] = T(0);
-    }
+    Four<T>* const begin = reinterpret_cast<Four<T>*>(ring);
+    Four<T>* const end = reinterpret_cast<Four<T>*>(cells + (threads + 2 * kMargin) * kCellRows);
+#pragma unroll 4
+    for (Four<T>* at = begin + thread; at < end; at += threads) *at = {};
     for (int map = thread; map < static_cast<int>(piece.maps); map += threads) tables->rescale[map] = rescale_of(map);
     if (mirror) {
       tables->vertical.fill(launch.taps, level.h, false);
@@ -198,7 +209,13 @@ struct Block {
     if (thread == 0) {
       const Piece found = piece_of(launch, K::sides ? kRadius : 0, R);
       tables->piece = found;
-      tables->level = launch.levels[found.level];
+      const LevelArgs<T>& found_level = launch.levels[found.level];
+      tables->level = found_level;
+      if constexpr (K::lean) {
+        tables->steps[0] = found_level.x.stride_h * int64_t{R * sizeof(typename K::E)};
+        tables->steps[1] = found_level.y.stride_h * int64_t{R * sizeof(typename K::E)};
+        tables->steps[2] = found_level.grad_x.stride_h * int64_t{R * sizeof(typename K::E)};
+      }
     }
     __syncthreads();
     return piece.level;

@@ -57,24 +57,24 @@ class Loads {
     const bool there = at.map < b_.piece.maps && at.column >= 0 && at.column < b_.level.w;
     const int row = b_.piece.first_row + (b_.thread & (R - 1));
     Task<E> task{static_cast<const E*>(b_.args.x.data), static_cast<const E*>(b_.args.y.data),
-                 static_cast<E*>(b_.args.grad_x.data), static_cast<int16_t>(at.map), 0, 0.0f};
+                 static_cast<E*>(b_.args.grad_x.data), 0, static_cast<uint8_t>(at.map), 0, 0.0f};
+    task.chunks = static_cast<int16_t>((b_.piece.load_end - row + R - 1) / R);
     if (there && row < b_.piece.load_end) {
       task.x += b_.offset_of(b_.args.x, at.map, row, at.column);
       task.y += b_.offset_of(b_.args.y, at.map, row, at.column);
     }
     if (there) {
       task.grad_x += b_.offset_of(b_.args.grad_x, at.map, row - 2 * kRadius, at.column);
-      task.end = static_cast<int16_t>(smaller(R, b_.level.w - at.column));
+      task.end = static_cast<uint8_t>(smaller(R, b_.level.w - at.column));
     }
     return task;
   }
 
   // Whoever has no pixels here reads something nevertheless: keep_row knows.
   SSIM_DEVICE void fetch_row(const Task<E>& task, int chunk, Pixels& pixels) const {
-    const bool there = task.end > 0 && b_.first_row(chunk) + (fresh_thread() & (R - 1)) < b_.piece.load_end;
-    const uint64_t rows = there ? static_cast<unsigned>(chunk) * R : 0u;
-    const E* x = in_global_memory(task.x) + rows * b_.level.x.stride_h;
-    const E* y = in_global_memory(task.y) + rows * b_.level.y.stride_h;
+    const int from = task.end > 0 && chunk < task.chunks ? chunk : 0;
+    const E* x = further(in_global_memory(task.x), from, b_.tables->steps[0]);
+    const E* y = further(in_global_memory(task.y), from, b_.tables->steps[1]);
 #pragma unroll
     for (int j = 0; j < R; j += 4) {
       const int there_j = j < task.end ? j : 0;
@@ -84,13 +84,14 @@ class Loads {
   }
 
   SSIM_DEVICE void keep_row(const Task<E>& task, int local, int chunk, const Pixels& pixels, bool own) {
-    const int row = b_.first_row(chunk) + (fresh_thread() & (R - 1));
-    if (row >= b_.piece.load_end) return;
-    Pair<T>* to = b_.ring_row(row) + local;
+    if (chunk >= task.chunks) return;
+    const int line = chunk * R + (fresh_thread() & (R - 1));
+    Pair<T>* to = b_.ring_line(line) + local;
     if (is_(kRescales))
       put<true>(to, task, pixels);
     else
       put<false>(to, task, pixels);
+    const int row = b_.piece.first_row + line;
     if (is_(kSumsL1) && own && row >= b_.piece.row0 && row < b_.piece.row1) {
 #pragma unroll
       for (int j = 0; j < R; ++j)
@@ -117,7 +118,6 @@ class Loads {
 
   // What strips need of their neighbours.
   SSIM_DEVICE void keep_halo(int local, int chunk) {
-    if (b_.first_row(chunk) + (fresh_thread() & (R - 1)) >= b_.piece.load_end) return;
     local = local < kMargin ? local - kMargin : b_.threads + local - kMargin;
     const Task<E> task = task_at(local);
     Pixels pixels;

@@ -100,9 +100,15 @@ class March {
   // Filters R pixels of one row of u, v and their products.
   SSIM_DEVICE void horizontal_moments(int chunk) const {
     const int thread = this->thread(), row = b_.first_row(chunk) + task_row(thread);
-    if (row >= b_.piece.load_end) return;
+    if (row >= b_.piece.load_end) {
+      if (K::lean) {  // vertical() does not ask
+#pragma unroll
+        for (int o = 0; o < R; ++o) b_.cells_of(task_local(thread) + o)[task_row(thread)] = {};
+      }
+      return;
+    }
     // One pair more on each side than the window needs, for accesses of two.
-    const TwoPairs<T>* from = reinterpret_cast<const TwoPairs<T>*>(b_.ring_row(row) + task_local(thread) - kRadius - 1);
+    const TwoPairs<T>* from = reinterpret_cast<const TwoPairs<T>*>(b_.ring_line(chunk * R + task_row(thread)) + task_local(thread) - kRadius - 1);
     T sums[R][K::moments];
 #pragma unroll
     for (int j = 0; j < R + kTaps + 1; j += 2) {
@@ -154,11 +160,10 @@ class March {
     const int first = b_.first_row(chunk);
     T sum = T(0);
     if (K::lean && first >= b_.piece.inside_row0 && first < b_.piece.inside_row1) {
-#pragma unroll 4
-      for (int j = 0; j < R; ++j) plain_row<true>(cell[j], first + j, sum);
+#pragma unroll
+      for (int j = 0; j < R; ++j) plain_row(cell[j], true, sum);
     } else if (K::lean) {
-#pragma unroll 1
-      for (int j = 0; j < R; ++j) plain_row<false>(cell[j], first + j, sum);
+      edge_rows(cell, first, sum);
     } else {
 #pragma unroll 1
       for (int j = 0; j < R; ++j) vertical_row(cell[j], first + j, sum);
@@ -166,27 +171,51 @@ class March {
     if (is_(kOwnsColumn)) ssim_sum() += sum;
   }
 
-  // vertical_row of a lean kernel. Rows that are not there count as zeros rather than being left out: two ways of
-  // moving the column filters on would have to be joined by copying them.
-  template <bool inside>
-  SSIM_DEVICE void plain_row(Values& cell, int row, T& sum) {
+  // vertical_row of a lean kernel where it has partials; `own`: where SSIM counts.
+  SSIM_DEVICE void plain_row(Values& cell, bool own, T& sum) {
     if constexpr (K::lean) {
-      const int ssim_row = row - kRadius;
-      const Values from = cell;
       T m[K::moments];
-#pragma unroll
-      for (int n = 0; n < K::moments; ++n) m[n] = inside || row < b_.piece.load_end ? from.v[n] : T(0);
-      moments_.push(m, b_.launch.taps);
-      T partials[K::partials] = {};
-      if (inside || (ssim_row >= b_.piece.partial_row0 && ssim_row < b_.piece.partial_row1)) {
-        const Pixel<T> pixel = ssim_of(m);
-        const Adjoint<T> a = adjoint_x<K::separate>(pixel);
-        partials[0] = a.a, partials[1] = a.b, partials[2] = a.c;
-        if (inside || (ssim_row >= b_.piece.row0 && ssim_row < b_.piece.row1)) sum += pixel.value;
-      }
+      push_moments(cell, m);
+      const Pixel<T> pixel = ssim_of(m);
+      const Adjoint<T> a = adjoint_x<K::separate>(pixel);
+      T partials[K::partials] = {a.a, a.b, a.c};
+      if (own) sum += pixel.value;
       partials_.push(partials, b_.launch.taps);
       cell = {{partials[0], partials[1], partials[2], T(0)}};
     }
+  }
+
+  // A chunk with rows that have no partials, before those that have some or behind them. A loop for each kind: branches
+  // in one loop would have to be joined by copying the column filters.
+  SSIM_DEVICE void edge_rows(Values* cell, int first, T& sum) {
+    if constexpr (K::lean) {
+      const int row0 = b_.piece.row0 + kRadius - first, row1 = b_.piece.row1 + kRadius - first;
+      const int begin = smaller(R, b_.piece.partial_row0 + kRadius - first);
+      const int end = smaller(R, b_.piece.partial_row1 + kRadius - first);
+      const int last = smaller(R, b_.piece.end_row - first);
+      int j = 0;
+#pragma unroll 1
+      for (; j < begin; ++j) {  // the filters of partials hold zeros yet
+        T m[K::moments];
+        push_moments(cell[j], m);
+        cell[j] = {};
+      }
+#pragma unroll 1
+      for (; j < end; ++j) plain_row(cell[j], j >= row0 && j < row1, sum);
+#pragma unroll 1
+      for (; j < last; ++j) {  // no moments are asked for any more
+        T partials[K::partials];
+        partials_.push_zeros(partials);
+        cell[j] = {{partials[0], partials[1], partials[2], T(0)}};
+      }
+    }
+  }
+
+  SSIM_DEVICE void push_moments(const Values& cell, T (&m)[K::moments]) {
+    const Values from = cell;
+#pragma unroll
+    for (int n = 0; n < K::moments; ++n) m[n] = from.v[n];
+    moments_.push(m, b_.launch.taps);
   }
 
   // Takes row `row` of the moments from the cell, and leaves the filtered partials kTaps - 1 rows above there.
@@ -271,7 +300,7 @@ class March {
     }
     if (b_.mirror) fold_columns(sums);
 
-    Pair<T>* pairs = b_.ring_row(row) + local;
+    Pair<T>* pairs = b_.ring_line(chunk * R + task_row(thread) - 2 * kRadius) + local;
     const Rescale<T>& rescale = b_.tables->rescale[K::lean ? b_.map_of(thread) : task_.map];
     const T by_x = b_.level.slope * rescale.scale[0], by_y = b_.level.slope * rescale.scale[1];
     if constexpr (K::sides == 1) {
@@ -341,7 +370,7 @@ class March {
           if (o < task.end) pairs[o].u = gradient[o];
         return;
       }
-      E* to = in_global_memory(task.grad_x) + uint64_t{static_cast<unsigned>(chunk) * R} * b_.level.grad_x.stride_h;
+      E* to = further(in_global_memory(task.grad_x), chunk, b_.tables->steps[2]);
 #pragma unroll
       for (int j = 0; j < R; j += 4) {
         if (j >= task.end) continue;
@@ -384,7 +413,8 @@ class March {
     T* memory = reinterpret_cast<T*>(b_.ring);
 #pragma unroll
     for (int n = 0; n < 7; ++n)
-      if (n < 3 || b_.args.range_sums) sums[n] = sum_span(memory, sums[n], relative, span);
+      if (n == 0 || (n == 1 && !K::lean) || (n == 2 && is_(kSumsL1)) || (n > 2 && b_.args.range_sums))
+        sums[n] = sum_span(memory, sums[n], relative, span);
     if (relative == 0 && at.map < b_.piece.maps) {
       const uint32_t unit = b_.piece.unit_of_first_plane + at.map * b_.piece.units_per_plane;
       if (b_.args.slots) {
