@@ -56,7 +56,7 @@ def test_thread_sanitizer(cases):
 
 PLANTED = {
     # the file, what stands there (once), what is put in its place
-    "barrier": ("cuda/march.cuh", "keep(chunk + 1, pixels);\n      __syncthreads();", "keep(chunk + 1, pixels);"),
+    "barrier": ("cuda/march.cuh", "(chunk + 1);\n      }\n      __syncthreads();", "(chunk + 1);\n      }"),
     "row": ("cuda/loads.cuh", "from.column < b_.level.w;", "from.column <= b_.level.w;"),
     "slot": ("cuda/march.cuh", "b_.args.slots[unit]", "b_.args.slots[0]"),
 }

@@ -18,29 +18,28 @@ pytestmark = [
     pytest.mark.skipif(building.compiler() is None, reason="no C++ compiler"),
 ]
 
-# What the kernel reaches today; to be lowered with it, never raised. The aim: no stack, no spills, 240 instructions a
-# pixel, of them less than 0.2 integer.
-REGISTERS, STACK_BYTES, SPILL_BYTES = 128, 200, 1020
-INSTRUCTIONS, INTEGER_SHARE = 490.0, 0.45
+# Fifteen warps of 136 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.
+REGISTERS = 136
+INSTRUCTIONS, SLOTS, INTEGER_SHARE = 240.0, 258.0, 0.2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 100, 120])
 def test_main_kernel(arch, dtype):
     cost = static_cost.ours(arch, dtype)
     (resources,) = cost.resources
     assert resources.registers <= REGISTERS
-    assert resources.stack_bytes <= STACK_BYTES
-    assert resources.spill_bytes <= SPILL_BYTES
-    assert cost.shared_bytes <= 69 << 10
+    assert resources.stack_bytes == resources.spill_bytes == 0
+    assert cost.shared_bytes <= 73 << 10
     assert cost.ptx_per_pixel["float"] >= 154, "fewer operations than seven separable filters take"
     assert cost.sass_per_pixel <= INSTRUCTIONS
+    assert cost.slots_per_pixel <= SLOTS
     assert cost.integer_share <= INTEGER_SHARE
 
 
-def test_less_than_half_the_work_of_the_straightforward_kernel():
+def test_a_quarter_of_the_work_of_the_straightforward_kernel():
     ours, tiles = static_cost.ours(90, torch.float32), static_cost.tiles(90)
-    assert ours.sass_per_pixel < tiles.sass_per_pixel / 2
+    assert ours.sass_per_pixel < tiles.sass_per_pixel / 4
     assert ours.bytes_per_pixel < tiles.bytes_per_pixel / 4
 
 
