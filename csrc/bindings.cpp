@@ -25,11 +25,11 @@ std::vector<std::string> cuda_archs() {
 }
 
 py::dict plan_cuda(const std::vector<std::tuple<int64_t, int64_t, int64_t>>& levels, int64_t rows, int64_t values,
-                   int64_t element_bytes, int64_t gap, int64_t max_threads, int64_t thread_bytes,
+                   int64_t element_bytes, int64_t gap, int64_t max_threads, int64_t table_bytes, int64_t thread_bytes,
                    int64_t multiprocessors, int64_t shared_per_block) {
   std::vector<ssim::LevelShape> shapes;
   for (const auto& [planes, h, w] : levels) shapes.push_back({planes, h, w});
-  const ssim::KernelShape kernel{rows, values, element_bytes, gap, max_threads, thread_bytes};
+  const ssim::KernelShape kernel{rows, values, element_bytes, gap, max_threads, table_bytes, thread_bytes};
   const ssim::CudaPlan plan = ssim::plan_cuda(shapes, kernel, {multiprocessors, shared_per_block, shared_per_block});
   py::list parts;
   for (const ssim::CudaLevelPlan& level : plan.levels)
@@ -66,7 +66,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_cuda", &plan_cuda, py::arg("levels"), py::arg("rows") = 8, py::arg("values") = 4,
       py::arg("element_bytes") = 4, py::arg("gap") = 5, py::arg("max_threads") = int64_t{ssim::kLeanThreads},
-      py::arg("thread_bytes") = ssim::kTaskBytes, py::arg("multiprocessors") = 132, py::arg("shared_per_block") = 232448,
+      py::arg("table_bytes") = ssim::kLeanTableBytes, py::arg("thread_bytes") = ssim::kTaskBytes, py::arg("multiprocessors") = 132, py::arg("shared_per_block") = 232448,
       "How the CUDA kernel cuts levels, each (planes, h, w), into blocks; the defaults are those of an H100 and of the "
       "kernel that serves training.");
 }

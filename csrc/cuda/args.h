@@ -33,6 +33,7 @@ struct LevelArgs {
   double* slots;               // a value for each unit: (planes, bands, strips)
   RangeSums* range_sums;       // likewise; null where nobody asks
   const RangePair<T>* ranges;  // of each group of planes; null without rescaling
+  RangePair<T>* found;         // the same, where the blocks have to find them first; else null
   uint32_t planes_per_range;
   uint32_t slots_per_value;
   void* values;  // `samples` of them: double for double inputs, else float

@@ -3,16 +3,19 @@
 
 #include "piece.cuh"
 #include "reduce.cuh"
+#include "thread.cuh"
 
 namespace ssim {
 
 // One instantiation of the kernel. Where `lean`, E is the type of the pixels, and there is no weight, no map, no other
-// padding than "same" and no other form than kPlain; else all of that is decided while it runs.
-template <class T_, class E_, bool separate_, int sides_, int rows_, bool lean_, int max_threads_, int registers_>
+// padding than "same" and no other form than kPlain; else all of that is decided while it runs. `tracks`: it sums what
+// minimum and maximum receive of the gradient.
+template <class T_, class E_, bool separate_, int sides_, int rows_, bool lean_, bool tracks_, int max_threads_,
+          int registers_>
 struct MarchTraits {
   using T = T_;
   using E = E_;
-  static constexpr bool separate = separate_, lean = lean_;
+  static constexpr bool separate = separate_, lean = lean_, tracks = tracks_;
   static constexpr int sides = sides_;  // 0 no gradient, 1 of x, 2 of x and y
   static constexpr int rows = rows_;    // of a chunk; a thread takes as many pixels of one row for horizontal filters
   static constexpr int max_threads = max_threads_, registers = registers_;  // of a block, of a thread
@@ -42,87 +45,22 @@ struct Rescale {
   T low[2], scale[2];
 };
 
-// What stands at the beginning of a block's shared memory, where addresses are constants; KernelShape::shared_bytes reserves kTableBytes for it. Piece and
-// level lie here too: what is asked for once in a chunk would only fill the registers that the column filters need.
-// (Pointers are better taken from the launch's arguments: only there the compiler knows that they are to global
-// memory.)
+// What stands at the beginning of a block's shared memory, where addresses are constants; KernelShape::table_bytes
+// reserves it. Piece and level lie here too: what is asked for once in a chunk would only fill the registers that the
+// column filters need. (Pointers are better taken from the launch's arguments: only there the compiler knows that they
+// are to global memory.)
 template <class T>
-struct Tables {
+struct LeanTables {
   alignas(16) int64_t steps[3];  // of x, y and the gradient from one chunk to the next, in bytes
   Piece piece;
   LevelArgs<T> level;
   Rescale<T> rescale[kMaxThreads / kSegment];
+};
+
+template <class T>
+struct Tables : LeanTables<T> {
   BorderTaps<T> vertical, horizontal;
 };
-
-// What a thread of a lean kernel asks for once in a chunk, behind the tables and for the same reason: its R pixels of a row
-// in the horizontal filters, and their gradients, in chunk 0.
-template <class E>
-struct alignas(16) Task {
-  const E *x, *y;  // where it has no pixels, somewhere else that can be read
-  E* grad_x;
-  int16_t chunks;    // that have the row
-  uint8_t map, end;  // of the block's maps; how many of the R pixels it has
-  float ssim_sum;    // of the thread's column
-};
-
-// The same a number of chunks further on; `step` is in bytes.
-template <class Item>
-SSIM_DEVICE Item* further(Item* pointer, int chunks, int64_t step) {
-  const uint64_t bytes = static_cast<unsigned>(chunks) * static_cast<uint64_t>(step);
-  return reinterpret_cast<Item*>(reinterpret_cast<uint64_t>(pointer) + bytes);
-}
-
-template <>
-struct Task<void> {};
-
-// Tells the compiler what it cannot see of a pointer that comes from shared memory.
-template <class Item>
-SSIM_DEVICE Item* in_global_memory(Item* pointer) {
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(pointer));
-#endif
-  return pointer;
-}
-
-// What a thread does, and what its block was asked for; bits of one register.
-enum Role : unsigned {
-  kFiltersRow = 1,    // its R pixels of a row are needed
-  kOwnsRow = 2,       // they are the block's own
-  kHasPartials = 4,   // the partials of its column are needed
-  kOwnsColumn = 8,    // its column is the block's own
-  kLoadsHalo = 16,    // columns beyond the block's first and last one are loaded
-  kRescales = 32,     // by minima and maxima
-  kSumsL1 = 64,
-};
-
-class Roles {
- public:
-  SSIM_DEVICE bool operator()(Role role) const { return (bits_ & role) != 0; }
-  SSIM_DEVICE void set(Role role, bool value) { bits_ |= value ? role : 0u; }
-
-  // Keeps the compiler from taking the bits apart again, to a register each.
-  SSIM_DEVICE void seal() {
-#if defined(__CUDA_ARCH__)
-    asm volatile("" : "+r"(bits_));
-#endif
-  }
-
- private:
-  unsigned bits_ = 0;
-};
-
-// The thread's number, read anew: what follows from it is computed where it is used, rather than once before the loop
-// over chunks to fill registers there.
-SSIM_DEVICE int fresh_thread() {
-#if defined(__CUDA_ARCH__)
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-#else
-  return static_cast<int>(threadIdx.x);
-#endif
-}
 
 template <class K>
 struct Block {
@@ -130,14 +68,15 @@ struct Block {
   using Values = Cell<T, K::values>;
   static constexpr int R = K::rows;
   static constexpr int kRing = 2 * R + 10;  // rows from the gradient's to the loads'
-  static constexpr int kThreadBytes = K::lean ? kTaskBytes : 0;
+  using TablesOf = std::conditional_t<K::lean, LeanTables<T>, Tables<T>>;
+  static constexpr int kTables = K::lean ? kLeanTableBytes : kTableBytes, kTask = K::lean ? kTaskBytes : 0;
   static constexpr int kCellRows = R + 1;   // one more than used: 8 neighbouring threads then hit different banks
-  static_assert(sizeof(Tables<T>) <= kTableBytes, "KernelShape::shared_bytes reserves too little");
-  static_assert(!K::lean || sizeof(Task<typename K::E>) == kTaskBytes, "and so for tasks");
+  static_assert(sizeof(TablesOf) <= kTables, "KernelShape::shared_bytes reserves too little");
+  static_assert(!K::lean || sizeof(Task<typename K::E>) == kTask, "and so for tasks");
 
   const LaunchArgs<T>& launch;
   const int threads, thread, ring_pitch;
-  Tables<T>* const tables;
+  TablesOf* const tables;
   Pair<T>* const ring;
   Values* const cells;
   const Piece& piece;
@@ -150,8 +89,8 @@ struct Block {
         threads(static_cast<int>(blockDim.x)),
         thread(static_cast<int>(threadIdx.x)),
         ring_pitch(threads + 2 * kMargin + 2),
-        tables(reinterpret_cast<Tables<T>*>(memory)),
-        ring(reinterpret_cast<Pair<T>*>(memory + kTableBytes + threads * kThreadBytes)),
+        tables(reinterpret_cast<TablesOf*>(memory)),
+        ring(reinterpret_cast<Pair<T>*>(memory + kTables + threads * kTask)),
         cells(reinterpret_cast<Values*>(ring + kRing * ring_pitch)),
         piece(tables->piece),
         level(tables->level),
@@ -171,7 +110,7 @@ struct Block {
 
   // Of a lean kernel.
   SSIM_DEVICE Task<typename K::E>& task_of(int of_thread) const {
-    return reinterpret_cast<Task<typename K::E>*>(reinterpret_cast<unsigned char*>(tables) + kTableBytes)[of_thread];
+    return reinterpret_cast<Task<typename K::E>*>(reinterpret_cast<unsigned char*>(tables) + kTables)[of_thread];
   }
 
   SSIM_DEVICE int map_of(int of_thread) const {
@@ -184,6 +123,13 @@ struct Block {
            static_cast<int64_t>(column) * view.stride_w;
   }
 
+  SSIM_DEVICE static T load(const View& view, int64_t offset) {
+    if constexpr (K::lean)
+      return static_cast<T>(static_cast<const typename K::E*>(view.data)[offset]);
+    else
+      return load_any<T>(view, offset);
+  }
+
   SSIM_DEVICE T seed_at(uint32_t map, int row, int column) const {
     if (K::lean || !args.seed.data) return T(1);
     return load_any<T>(args.seed, offset_of(args.seed, map, row, column));
@@ -191,14 +137,25 @@ struct Block {
 
   // Fills shared memory. Margins and gaps between maps stay zero from here on: nobody writes there.
   SSIM_DEVICE void prepare() const {
+    if (args.found) {
+      find_ranges();
+      __syncthreads();
+    } else {
+      for (int map = thread; map < static_cast<int>(piece.maps); map += threads) {
+        RangePair<T> range{};
+        if (args.ranges) range = args.ranges[(piece.first_plane + map) / level.planes_per_range];
+        tables->rescale[map] = rescale_by(range);
+      }
+    }
     Four<T>* const begin = reinterpret_cast<Four<T>*>(ring);
     Four<T>* const end = reinterpret_cast<Four<T>*>(cells + (threads + 2 * kMargin) * kCellRows);
 #pragma unroll 4
     for (Four<T>* at = begin + thread; at < end; at += threads) *at = {};
-    for (int map = thread; map < static_cast<int>(piece.maps); map += threads) tables->rescale[map] = rescale_of(map);
-    if (mirror) {
-      tables->vertical.fill(launch.taps, level.h, false);
-      tables->horizontal.fill(launch.taps, level.w, true);
+    if constexpr (!K::lean) {
+      if (mirror) {
+        tables->vertical.fill(launch.taps, level.h, false);
+        tables->horizontal.fill(launch.taps, level.w, true);
+      }
     }
     __syncthreads();
   }
@@ -221,16 +178,35 @@ struct Block {
     return piece.level;
   }
 
-  SSIM_DEVICE Rescale<T> rescale_of(int map) const {
+  // The extremes of each map of a block that has them whole: a thread goes down its column.
+  SSIM_DEVICE void find_ranges() const {
+    const Column at = column_at(piece, level, thread);
+    const bool there = at.map < piece.maps && at.column < level.w;
+    RangePair<T> range = empty_range<T>();
+    if (there) {
+      const int64_t x = offset_of(args.x, at.map, 0, at.column), y = offset_of(args.y, at.map, 0, at.column);
+#pragma unroll 4
+      for (int row = 0; row < level.h; ++row) {
+        widen(range, 0, load(args.x, x + row * args.x.stride_h));
+        widen(range, 1, load(args.y, y + row * args.y.stride_h));
+      }
+    }
+    const int relative = thread - static_cast<int>(at.map) * level.slot;
+    range = join_span(reinterpret_cast<RangePair<T>*>(ring), range, relative, level.maps == 1 ? threads : level.slot,
+                      Widen<T>());
+    if (relative != 0 || at.map >= piece.maps) return;
+    args.found[piece.first_plane + at.map] = range;
+    tables->rescale[at.map] = rescale_by(range);
+  }
+
+  SSIM_DEVICE Rescale<T> rescale_by(const RangePair<T>& range) const {
     Rescale<T> r;
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      r.low[side] = T(0), r.scale[side] = launch.inverse_range;
-      if (!args.ranges) continue;
-      const RangePair<T>& range = args.ranges[(piece.first_plane + map) / level.planes_per_range];
       const T extent = range.high[side] - range.low[side];
       r.low[side] = range.low[side];
-      r.scale[side] = extent < Limits<T>::smallest_normal ? T(0) : launch.inverse_range / extent;
+      r.scale[side] = launch.inverse_range;
+      if (args.ranges) r.scale[side] = extent < Limits<T>::smallest_normal ? T(0) : launch.inverse_range / extent;
     }
     return r;
   }

@@ -57,7 +57,7 @@ class Loads {
     const bool there = at.map < b_.piece.maps && at.column >= 0 && at.column < b_.level.w;
     const int row = b_.piece.first_row + (b_.thread & (R - 1));
     Task<E> task{static_cast<const E*>(b_.args.x.data), static_cast<const E*>(b_.args.y.data),
-                 static_cast<E*>(b_.args.grad_x.data), 0, static_cast<uint8_t>(at.map), 0, 0.0f};
+                 static_cast<E*>(b_.args.grad_x.data), 0, static_cast<uint8_t>(at.map), 0, 0.0f, 0.0f, 0.0f};
     task.chunks = static_cast<int16_t>((b_.piece.load_end - row + R - 1) / R);
     if (there && row < b_.piece.load_end) {
       task.x += b_.offset_of(b_.args.x, at.map, row, at.column);
@@ -148,19 +148,12 @@ class Loads {
 #pragma unroll 1
     for (int row = first; row < end; ++row) {
       const int64_t source_row = b_.mirror ? mirrored(row, b_.level.h) : row;
-      const Pair<T> pair = rescaled(load(b_.args.x, x + source_row * b_.args.x.stride_h),
-                                    load(b_.args.y, y + source_row * b_.args.y.stride_h), from.map);
+      const Pair<T> pair = rescaled(b_.load(b_.args.x, x + source_row * b_.args.x.stride_h),
+                                    b_.load(b_.args.y, y + source_row * b_.args.y.stride_h), from.map);
       b_.ring_row(row)[local] = pair;
       if (own && row >= b_.piece.row0 && row < b_.piece.row1)
         l1_sum += magnitude(pair.v) * b_.seed_at(at.map, row, at.column);
     }
-  }
-
-  SSIM_DEVICE static T load(const View& view, int64_t offset) {
-    if constexpr (K::lean)
-      return static_cast<T>(static_cast<const E*>(view.data)[offset]);
-    else
-      return load_any<T>(view, offset);
   }
 
   SSIM_DEVICE static T magnitude(T value) { return value < T(0) ? -value : value; }

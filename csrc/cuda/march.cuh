@@ -33,7 +33,7 @@ class March {
       march<K::lean>();
     else
       march<false>();
-    if (b_.launch.arrived || b_.args.range_sums) finish();
+    if (b_.launch.arrived || (K::tracks && b_.args.range_sums)) finish();
   }
 
  private:
@@ -159,55 +159,51 @@ class March {
     }
     const int first = b_.first_row(chunk);
     T sum = T(0);
-    if (K::lean && first >= b_.piece.inside_row0 && first < b_.piece.inside_row1) {
-#pragma unroll
-      for (int j = 0; j < R; ++j) plain_row(cell[j], true, sum);
-    } else if (K::lean) {
-      edge_rows(cell, first, sum);
-    } else {
+    if constexpr (!K::lean) {
 #pragma unroll 1
       for (int j = 0; j < R; ++j) vertical_row(cell[j], first + j, sum);
+    } else if (first >= b_.piece.inside_row0 && first < b_.piece.inside_row1) {
+#pragma unroll
+      for (int j = 0; j < R; ++j) plain_row(cell[j], true, sum);
+    } else {
+      edge_rows(cell, first, sum);
     }
     if (is_(kOwnsColumn)) ssim_sum() += sum;
   }
 
   // vertical_row of a lean kernel where it has partials; `own`: where SSIM counts.
   SSIM_DEVICE void plain_row(Values& cell, bool own, T& sum) {
-    if constexpr (K::lean) {
-      T m[K::moments];
-      push_moments(cell, m);
-      const Pixel<T> pixel = ssim_of(m);
-      const Adjoint<T> a = adjoint_x<K::separate>(pixel);
-      T partials[K::partials] = {a.a, a.b, a.c};
-      if (own) sum += pixel.value;
-      partials_.push(partials, b_.launch.taps);
-      cell = {{partials[0], partials[1], partials[2], T(0)}};
-    }
+    T m[K::moments];
+    push_moments(cell, m);
+    const Pixel<T> pixel = ssim_of(m);
+    const Adjoint<T> a = adjoint_x<K::separate>(pixel);
+    T partials[K::partials] = {a.a, a.b, a.c};
+    if (own) sum += pixel.value;
+    partials_.push(partials, b_.launch.taps);
+    cell = {{partials[0], partials[1], partials[2], T(0)}};
   }
 
   // A chunk with rows that have no partials, before those that have some or behind them. A loop for each kind: branches
   // in one loop would have to be joined by copying the column filters.
   SSIM_DEVICE void edge_rows(Values* cell, int first, T& sum) {
-    if constexpr (K::lean) {
-      const int row0 = b_.piece.row0 + kRadius - first, row1 = b_.piece.row1 + kRadius - first;
-      const int begin = smaller(R, b_.piece.partial_row0 + kRadius - first);
-      const int end = smaller(R, b_.piece.partial_row1 + kRadius - first);
-      const int last = smaller(R, b_.piece.end_row - first);
-      int j = 0;
+    const int row0 = b_.piece.row0 + kRadius - first, row1 = b_.piece.row1 + kRadius - first;
+    const int begin = smaller(R, b_.piece.partial_row0 + kRadius - first);
+    const int end = smaller(R, b_.piece.partial_row1 + kRadius - first);
+    const int last = smaller(R, b_.piece.end_row - first);
+    int j = 0;
 #pragma unroll 1
-      for (; j < begin; ++j) {  // the filters of partials hold zeros yet
-        T m[K::moments];
-        push_moments(cell[j], m);
-        cell[j] = {};
-      }
+    for (; j < begin; ++j) {  // the filters of partials hold zeros yet
+      T m[K::moments];
+      push_moments(cell[j], m);
+      cell[j] = {};
+    }
 #pragma unroll 1
-      for (; j < end; ++j) plain_row(cell[j], j >= row0 && j < row1, sum);
+    for (; j < end; ++j) plain_row(cell[j], j >= row0 && j < row1, sum);
 #pragma unroll 1
-      for (; j < last; ++j) {  // no moments are asked for any more
-        T partials[K::partials];
-        partials_.push_zeros(partials);
-        cell[j] = {{partials[0], partials[1], partials[2], T(0)}};
-      }
+    for (; j < last; ++j) {  // no moments are asked for any more
+      T partials[K::partials];
+      partials_.push_zeros(partials);
+      cell[j] = {{partials[0], partials[1], partials[2], T(0)}};
     }
   }
 
@@ -223,10 +219,7 @@ class March {
     T m[K::moments];
     const int ssim_row = row - kRadius;
     if (row < b_.piece.load_end) {
-      const Values from = cell;
-#pragma unroll
-      for (int n = 0; n < K::moments; ++n) m[n] = from.v[n];
-      moments_.push(m, b_.launch.taps);
+      push_moments(cell, m);
     } else {
       moments_.push_zeros(m);
     }
@@ -298,7 +291,9 @@ class March {
       for (int n = 0; n < K::partials; ++n) partials[n] = from.v[n];
       accumulate(sums, partials, j);
     }
-    if (b_.mirror) fold_columns(sums);
+    if constexpr (!K::lean) {
+      if (b_.mirror) fold_columns(sums);
+    }
 
     Pair<T>* pairs = b_.ring_line(chunk * R + task_row(thread) - 2 * kRadius) + local;
     const Rescale<T>& rescale = b_.tables->rescale[K::lean ? b_.map_of(thread) : task_.map];
@@ -316,6 +311,17 @@ class March {
       if (b_.level.l1 != T(0)) {
 #pragma unroll
         for (int o = 0; o < R; ++o) gradient[o] += sign(pairs[o].v) * b_.level.l1;
+      }
+      if constexpr (K::tracks) {
+        Task<E>& task = b_.task_of(thread);
+        T sum = T(0), value_sum = T(0);
+#pragma unroll
+        for (int o = 0; o < R; ++o) {
+          if (o >= task.end) continue;
+          sum += gradient[o];
+          value_sum += gradient[o] * (pairs[o].u + pairs[o].v);
+        }
+        task.grad_sum += sum, task.grad_value_sum += value_sum * T(0.5);
       }
       keep_gradient<vectors>(gradient, pairs, chunk);
     } else {
@@ -410,10 +416,12 @@ class March {
     const int span = b_.args.maps == 1 ? static_cast<int>(blockDim.x) : b_.level.slot;
     // A task's thread number lies among the columns of its own map: its segment begins at a multiple of R.
     T sums[7] = {ssim_sum(), seed_sum_, loads_.l1_sum, range_sums_[0], range_sums_[1], range_sums_[2], range_sums_[3]};
+    if constexpr (K::lean && K::tracks) sums[3] = b_.task_of(thread()).grad_sum, sums[5] = b_.task_of(thread()).grad_value_sum;
     T* memory = reinterpret_cast<T*>(b_.ring);
 #pragma unroll
     for (int n = 0; n < 7; ++n)
-      if (n == 0 || (n == 1 && !K::lean) || (n == 2 && is_(kSumsL1)) || (n > 2 && b_.args.range_sums))
+      if (n == 0 || (n == 1 && !K::lean) || (n == 2 && is_(kSumsL1)) ||
+          (n > 2 && (n % 2 || !K::lean) && K::tracks && b_.args.range_sums))
         sums[n] = sum_span(memory, sums[n], relative, span);
     if (relative == 0 && at.map < b_.piece.maps) {
       const uint32_t unit = b_.piece.unit_of_first_plane + at.map * b_.piece.units_per_plane;
@@ -425,7 +433,7 @@ class March {
         b_.args.slots[unit] = b_.level.value_offset * seeds + b_.level.value_slope * sums[0] +
                               b_.level.value_l1 * b_.launch.data_range * sums[2];
       }
-      if (b_.args.range_sums) b_.args.range_sums[unit] = {{sums[3], sums[4]}, {sums[5], sums[6]}};
+      if (K::tracks && b_.args.range_sums) b_.args.range_sums[unit] = {{sums[3], sums[4]}, {sums[5], sums[6]}};
     }
     if (b_.launch.arrived) sum_slots(b_.launch, reinterpret_cast<double*>(memory));
   }

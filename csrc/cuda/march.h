@@ -13,8 +13,8 @@ struct MarchKernel {
 };
 
 // The gradient of x alone, "same" padding, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32
-// bits.
-MarchKernel<float> lean_march(DType dtype);
+// bits. `tracks`: it also fills range_sums.
+MarchKernel<float> lean_march(DType dtype, bool tracks);
 
 // Everything else. sides: 0 no gradient, 2 gradients of x, y or both.
 MarchKernel<float> general_march_float(bool separate, int sides);

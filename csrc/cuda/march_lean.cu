@@ -4,20 +4,27 @@
 namespace ssim {
 namespace {
 
-template <class E>
+// Fifteen warps of 136 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.
+constexpr int kRegisters = 136;
+
+template <class E, bool tracks>
 MarchKernel<float> kernel() {
-  using Traits = MarchTraits<float, E, false, 1, 8, true, kLeanThreads, 136>;
-  return {march<Traits>, {Traits::rows, Traits::values, sizeof(float), kRadius, Traits::max_threads, kTaskBytes}};
+  return {march<MarchTraits<float, E, false, 1, 8, true, tracks, kLeanThreads, kRegisters>>, KernelShape()};
+}
+
+template <bool tracks>
+MarchKernel<float> kernel_for(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16: return kernel<c10::Half, tracks>();
+    case DType::kBFloat16: return kernel<c10::BFloat16, tracks>();
+    default: return kernel<float, tracks>();
+  }
 }
 
 }  // namespace
 
-MarchKernel<float> lean_march(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat16: return kernel<c10::Half>();
-    case DType::kBFloat16: return kernel<c10::BFloat16>();
-    default: return kernel<float>();
-  }
+MarchKernel<float> lean_march(DType dtype, bool tracks) {
+  return tracks ? kernel_for<true>(dtype) : kernel_for<false>(dtype);
 }
 
 }  // namespace ssim

@@ -45,7 +45,7 @@ CudaLevelPlan plan_level(const LevelShape& level, int64_t wanted_blocks, int64_t
 int64_t KernelShape::shared_bytes(int64_t threads) const {
   const int64_t ring = ring_rows() * ring_pitch(threads) * 2 * element_bytes;
   const int64_t cells = (threads + 2 * kMargin) * (rows + 1) * values * element_bytes;
-  return round_up(ring, 16) + round_up(cells, 16) + kTableBytes + threads * thread_bytes;
+  return round_up(ring, 16) + round_up(cells, 16) + table_bytes + threads * thread_bytes;
 }
 
 CudaPlan plan_cuda(const std::vector<LevelShape>& levels, const KernelShape& kernel, const DeviceLimits& limits) {

@@ -15,10 +15,11 @@ constexpr int kMaxLevels = 8;          // of one launch
 constexpr int kMargin = 8;             // columns of shared memory on either side of a block's own
 constexpr int64_t kSegment = 8;        // strips and neighbouring maps begin at multiples of this
 constexpr int64_t kTableBytes = 6144;  // of shared memory, beside ring and cells: Tables in block.cuh
+constexpr int64_t kLeanTableBytes = 1280;
 constexpr int64_t kMinBandRows = 32;   // fewest rows worth a block of their own: it recomputes up to 20
 
 constexpr int kLeanThreads = 224;      // of the lean kernel: seven warps of its registers fit twice, eight do not
-constexpr int64_t kTaskBytes = 32;     // of shared memory for each of its threads: Task in block.cuh
+constexpr int64_t kTaskBytes = 48;     // of shared memory for each of its threads: Task in block.cuh
 
 struct DeviceLimits {
   int64_t multiprocessors = 1;
@@ -33,6 +34,7 @@ struct KernelShape {
   int64_t element_bytes = 4;  // float or double
   int64_t gap = 5;            // zero columns between neighbouring maps
   int64_t max_threads = kLeanThreads;
+  int64_t table_bytes = kLeanTableBytes;
   int64_t thread_bytes = kTaskBytes;  // besides, for each thread
   int64_t ring_rows() const { return 2 * rows + 10; }
   int64_t ring_pitch(int64_t threads) const { return threads + 2 * kMargin + 2; }

@@ -16,10 +16,38 @@ struct Limits<double> {
   static constexpr double smallest_normal = 2.2250738585072014e-308;
 };
 
-// The sum of `value` over `span` neighbouring threads, of which this one is number `relative`; right in the first.
-// `memory` holds one T for each thread. For all threads of the block together.
 template <class T>
-SSIM_DEVICE T sum_span(T* memory, T value, int relative, int span) {
+struct Add {
+  SSIM_DEVICE void operator()(T& to, const T& more) const { to += more; }
+};
+
+template <class T>
+SSIM_DEVICE RangePair<T> empty_range() {
+  return {{T(INFINITY), T(INFINITY)}, {T(-INFINITY), T(-INFINITY)}};
+}
+
+// A NaN changes nothing here: it shows in the loss.
+template <class T>
+SSIM_DEVICE void widen(RangePair<T>& range, int side, T value) {
+  if (value < range.low[side]) range.low[side] = value;
+  if (value > range.high[side]) range.high[side] = value;
+}
+
+template <class T>
+struct Widen {
+  SSIM_DEVICE void operator()(RangePair<T>& to, const RangePair<T>& more) const {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      if (more.low[side] < to.low[side]) to.low[side] = more.low[side];
+      if (more.high[side] > to.high[side]) to.high[side] = more.high[side];
+    }
+  }
+};
+
+// Joins the values of `span` neighbouring threads, of which this one is number `relative`; right in the first.
+// `memory` holds one T for each thread. For all threads of the block together.
+template <class T, class Join>
+SSIM_DEVICE T join_span(T* memory, T value, int relative, int span, const Join& join) {
   const int thread = static_cast<int>(threadIdx.x);
   __syncthreads();
   memory[thread] = value;
@@ -28,9 +56,14 @@ SSIM_DEVICE T sum_span(T* memory, T value, int relative, int span) {
   for (; step > 0; step /= 2) {
     __syncthreads();
     if (relative < step && relative + step < span && thread + step < static_cast<int>(blockDim.x))
-      memory[thread] += memory[thread + step];
+      join(memory[thread], memory[thread + step]);
   }
   return memory[thread];
+}
+
+template <class T>
+SSIM_DEVICE T sum_span(T* memory, T value, int relative, int span) {
+  return join_span(memory, value, relative, span, Add<T>());
 }
 
 // The last block of the launch to come here adds up the units of every value, in their order, and writes the values.

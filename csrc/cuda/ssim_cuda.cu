@@ -22,7 +22,7 @@ MarchKernel<T> choose_kernel(const Problem& p, const std::vector<Level>& levels)
   }
   const bool tracks = p.normalize != Normalize::kNone && !p.detach_range;
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (plain && grad_x && !grad_y && !tracks) return lean_march(levels[0].x.dtype);
+    if (plain && grad_x && !grad_y) return lean_march(levels[0].x.dtype, tracks);
     return general_march_float(separate, grad_x || grad_y ? 2 : 0);
   } else {
     return general_march_double(separate, grad_x || grad_y ? 2 : 0);
@@ -153,6 +153,10 @@ class Run {
     level.ranges = args.ranges;
     args.level = level;
     args.inverse_range = static_cast<T>(1.0 / problem_.data_range);
+    if (level.planes_per_range == 1 && level.strips == 1 && level.bands == 1) {  // blocks have whole maps
+      level.found = args.planes;
+      return args;
+    }
     launch(plane_extremes<T>, 2 * static_cast<int64_t>(level.planes), kRangeThreads, 0, context_.stream, args);
     if (level.planes_per_range > 1) launch(group_extremes<T>, 2 * groups, kRangeThreads, 0, context_.stream, args);
     return args;
