@@ -41,6 +41,7 @@ struct Case {
   ssim::Padding padding;
   double beta;
   bool grad_y, weight, per_sample;
+  ssim::Normalize normalize = ssim::Normalize::kNone;  // with the gradient of minimum and maximum
 };
 
 // Shapes that make the plan pack maps, march down whole ones, and cut large ones into strips and bands.
@@ -49,12 +50,18 @@ const Case kLean[] = {
     {"whole, odd width", DType::kFloat32, 1, 3, 21, 37, 2, ssim::Padding::kSame, 1, false, false, true},
     {"strips and bands", DType::kFloat32, 1, 1, 70, 300, 4, ssim::Padding::kSame, 1, false, false, false},
     {"half", DType::kFloat16, 1, 2, 19, 32, 1, ssim::Padding::kSame, 1, false, false, false},
+    {"rescaled", DType::kFloat32, 1, 5, 13, 20, 1, ssim::Padding::kSame, 1, false, false, false,
+     ssim::Normalize::kChannel},
+    {"rescaled strips", DType::kFloat32, 1, 1, 70, 300, 4, ssim::Padding::kSame, 1, false, false, false,
+     ssim::Normalize::kChannel},
 };
 const Case kGeneral[] = {
     {"reflect", DType::kFloat32, 1, 3, 13, 19, 1, ssim::Padding::kReflect, 1, true, true, true},
     {"valid", DType::kBFloat16, 1, 2, 25, 38, 4, ssim::Padding::kValid, 1, true, false, false},
     {"separate", DType::kFloat32, 1, 2, 40, 70, 4, ssim::Padding::kSame, 0.5, true, true, false},
     {"double", DType::kFloat64, 1, 1, 20, 21, 1, ssim::Padding::kSame, 1, false, false, false},
+    {"rescaled", DType::kFloat32, 2, 2, 13, 19, 1, ssim::Padding::kReflect, 1, true, false, false,
+     ssim::Normalize::kSample},
 };
 
 int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
@@ -92,6 +99,7 @@ void run(const Case& c) {
   problem.c1 = 1e-4, problem.c2 = 9e-4;
   problem.beta = c.beta;
   problem.padding = c.padding;
+  problem.normalize = c.normalize, problem.detach_range = false;
   const int64_t margin = c.padding == ssim::Padding::kValid ? 2 * ssim::kRadius : 0;
   ssim::Level level;
   level.n = c.n, level.c = c.c, level.h = c.h, level.w = c.w;
