@@ -26,67 +26,54 @@ SSIM_DEVICE void for_pixels(const View& view, const LevelArgs<T>& level, uint32_
       use(load_any<T>(view, begin + row * view.stride_h + column * view.stride_w), row, column);
 }
 
-// The extremes over all threads, in every thread. A NaN changes nothing here: it shows in the loss.
-template <class T>
-SSIM_DEVICE void join_extremes(T* low, T* high) {
-  __shared__ T lows[kRangeThreads], highs[kRangeThreads];
-  const unsigned thread = threadIdx.x;
-  __syncthreads();
-  lows[thread] = *low, highs[thread] = *high;
-  for (unsigned step = kRangeThreads / 2; step > 0; step /= 2) {
-    __syncthreads();
-    if (thread >= step) continue;
-    if (lows[thread + step] < lows[thread]) lows[thread] = lows[thread + step];
-    if (highs[thread + step] > highs[thread]) highs[thread] = highs[thread + step];
-  }
-  __syncthreads();
-  *low = lows[0], *high = highs[0];
+// Of all threads of the block; right in the first.
+template <class V, class Join>
+SSIM_DEVICE V join_block(unsigned char* memory, const V& value, const Join& join) {
+  return join_span(reinterpret_cast<V*>(memory), value, static_cast<int>(threadIdx.x), kRangeThreads, join);
 }
 
-// One block for each plane and side.
-template <class T>
-__global__ void __launch_bounds__(kRangeThreads) plane_extremes(const __grid_constant__ RangeArgs<T> args) {
-  const uint32_t plane = blockIdx.x / 2;
-  const int side = static_cast<int>(blockIdx.x % 2);
-  T low = T(INFINITY), high = T(-INFINITY);
-  for_pixels<T>(side ? args.level.y : args.level.x, args.level, plane, [&](T value, int, int) {
-    if (value < low) low = value;
-    if (value > high) high = value;
-  });
-  join_extremes(&low, &high);
-  if (threadIdx.x == 0) args.planes[plane].low[side] = low, args.planes[plane].high[side] = high;
-}
-
-// One block for each group of planes and side.
-template <class T>
-__global__ void __launch_bounds__(kRangeThreads) group_extremes(const __grid_constant__ RangeArgs<T> args) {
-  const uint32_t group = blockIdx.x / 2, count = args.level.planes_per_range;
-  const int side = static_cast<int>(blockIdx.x % 2);
-  const RangePair<T>* planes = args.planes + static_cast<int64_t>(group) * count;
-  T low = T(INFINITY), high = T(-INFINITY);
-  for (uint32_t i = threadIdx.x; i < count; i += kRangeThreads) {
-    if (planes[i].low[side] < low) low = planes[i].low[side];
-    if (planes[i].high[side] > high) high = planes[i].high[side];
-  }
-  join_extremes(&low, &high);
-  if (threadIdx.x == 0) args.ranges[group].low[side] = low, args.ranges[group].high[side] = high;
-}
-
-SSIM_DEVICE double sum_block(double value) {
-  __shared__ double memory[kRangeThreads];
-  __shared__ double result;
-  const double sum = sum_span(memory, value, static_cast<int>(threadIdx.x), kRangeThreads);
-  if (threadIdx.x == 0) result = sum;
+// In every thread.
+SSIM_DEVICE double sum_block(unsigned char* memory, double value) {
+  const double sum = join_block(memory, value, Add<double>());
+  double* const result = reinterpret_cast<double*>(memory);
   __syncthreads();
-  const double all = result;
+  if (threadIdx.x == 0) *result = sum;
+  __syncthreads();
+  const double all = *result;
   __syncthreads();
   return all;
+}
+
+constexpr int64_t kRangeBytes = kRangeThreads * sizeof(RangePair<double>);  // of shared memory
+
+// One block for each plane.
+template <class T>
+__global__ void __launch_bounds__(kRangeThreads) plane_extremes(const __grid_constant__ RangeArgs<T> args) {
+  SSIM_DYNAMIC_SHARED(memory);
+  RangePair<T> range = empty_range<T>();
+  for_pixels<T>(args.level.x, args.level, blockIdx.x, [&](T value, int, int) { widen(range, 0, value); });
+  for_pixels<T>(args.level.y, args.level, blockIdx.x, [&](T value, int, int) { widen(range, 1, value); });
+  range = join_block(memory, range, Widen<T>());
+  if (threadIdx.x == 0) args.planes[blockIdx.x] = range;
+}
+
+// One block for each group of planes.
+template <class T>
+__global__ void __launch_bounds__(kRangeThreads) group_extremes(const __grid_constant__ RangeArgs<T> args) {
+  SSIM_DYNAMIC_SHARED(memory);
+  const uint32_t count = args.level.planes_per_range;
+  const RangePair<T>* planes = args.planes + static_cast<int64_t>(blockIdx.x) * count;
+  RangePair<T> range = empty_range<T>();
+  for (uint32_t i = threadIdx.x; i < count; i += kRangeThreads) Widen<T>()(range, planes[i]);
+  range = join_block(memory, range, Widen<T>());
+  if (threadIdx.x == 0) args.ranges[blockIdx.x] = range;
 }
 
 // With psi = (x - min) / (max - min), dL/dmax = -sum(dL/dx psi) and dL/dmin = sum(dL/dx (psi - 1)), shared evenly by
 // the pixels that attain them. One block for each group of planes and side.
 template <class T>
 __global__ void __launch_bounds__(kRangeThreads) settle_extremes(const __grid_constant__ RangeArgs<T> args) {
+  SSIM_DYNAMIC_SHARED(memory);
   const LevelArgs<T>& level = args.level;
   const uint32_t group = blockIdx.x / 2, count = level.planes_per_range, units = level.strips * level.bands;
   const int side = static_cast<int>(blockIdx.x % 2);
@@ -102,7 +89,8 @@ __global__ void __launch_bounds__(kRangeThreads) settle_extremes(const __grid_co
     const RangeSums& sums = level.range_sums[static_cast<int64_t>(first) * units + i];
     grads += sums.grad[side], values += sums.grad_value[side];
   }
-  lows = sum_block(lows), highs = sum_block(highs), grads = sum_block(grads), values = sum_block(values);
+  lows = sum_block(memory, lows), highs = sum_block(memory, highs);
+  grads = sum_block(memory, grads), values = sum_block(memory, values);
   values /= static_cast<double>(args.inverse_range);
   const T at_low = static_cast<T>((values - grads) / lows), at_high = static_cast<T>(-values / highs);
   for (uint32_t i = 0; i < count; ++i) {

@@ -90,7 +90,7 @@ class Run {
     launch(kernel_.function, blocks, plan.threads, plan.shared_bytes, context_.stream, args);
     if (!tracks_) return;
     for (const RangeArgs<T>& range : ranges)
-      launch(settle_extremes<T>, 2 * (range.level.planes / range.level.planes_per_range), kRangeThreads, 0,
+      launch(settle_extremes<T>, 2 * (range.level.planes / range.level.planes_per_range), kRangeThreads, kRangeBytes,
              context_.stream, range);
   }
 
@@ -157,8 +157,8 @@ class Run {
       level.found = args.planes;
       return args;
     }
-    launch(plane_extremes<T>, 2 * static_cast<int64_t>(level.planes), kRangeThreads, 0, context_.stream, args);
-    if (level.planes_per_range > 1) launch(group_extremes<T>, 2 * groups, kRangeThreads, 0, context_.stream, args);
+    launch(plane_extremes<T>, level.planes, kRangeThreads, kRangeBytes, context_.stream, args);
+    if (level.planes_per_range > 1) launch(group_extremes<T>, groups, kRangeThreads, kRangeBytes, context_.stream, args);
     return args;
   }
 
