@@ -198,24 +198,35 @@ def _cost(name, arch_resources, programs, executed, threads, shared_bytes, bytes
     return Cost(name, arch_resources, threads, shared_bytes, ptx, *sizes, share, bytes_per_pixel)
 
 
+SOURCES = ("march_lean.cu", "ssim_cuda.cu")
+
+
 @cache
-def _run_ours(dtype: torch.dtype) -> tuple[str, compiled.Executed]:
+def _run_ours(dtype: torch.dtype, rescaled: bool) -> dict[str, compiled.Executed]:
     x = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype).requires_grad_()
     y = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype)
-    with compiled.interpreted(("march_lean.cu",), [x, y], multiprocessors=1) as kernels_run:
-        fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
-    (result,) = kernels_run.items()
-    return result
+    with compiled.interpreted(SOURCES, [x, y], multiprocessors=1) as kernels_run:
+        if rescaled:
+            fused_ssim.pyramid_ssim_loss([x], [y], normalize="channel", detach_range=False, backend=emulated.NAME)
+        else:
+            fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
+    return kernels_run
 
 
-def ours(arch: int, dtype: torch.dtype) -> Cost:
-    """The main kernel: loss and gradient of x, whole maps."""
-    kernel, executed = _run_ours(dtype)
-    found = resources(ROOT / "csrc" / "cuda" / "march_lean.cu", arch)[kernel]
-    name = f"fused, {str(dtype).removeprefix('torch.')}"
-    shared = executed.shared_bytes + found.shared_bytes
-    size = 3.0 * torch.empty(0, dtype=dtype).element_size()
-    return _cost(name, [found], [executed.program], [executed.counts], executed.block, shared, size)
+def ours(arch: int, dtype: torch.dtype, rescaled: bool = False) -> Cost:
+    """Loss and gradient of x, whole maps; as in distillation (min-max by channel, with its gradient) or plain."""
+    kernels_run = _run_ours(dtype, rescaled)
+    known = {}
+    for source in SOURCES:
+        known |= resources(ROOT / "csrc" / "cuda" / source, arch)
+    found = [known[kernel] for kernel in kernels_run]
+    main = max(kernels_run.values(), key=lambda executed: executed.shared_bytes)
+    shared = main.shared_bytes + max(f.shared_bytes for f in found)
+    programs, counts = [e.program for e in kernels_run.values()], [e.counts for e in kernels_run.values()]
+    # Rescaling reads x and y once more before, and x once more behind, for the gradient of minimum and maximum.
+    size = (6.0 if rescaled else 3.0) * torch.empty(0, dtype=dtype).element_size()
+    name = f"fused, {str(dtype).removeprefix('torch.')}{', min-max by channel' if rescaled else ''}"
+    return _cost(name, found, programs, counts, main.block, shared, size)
 
 
 @cache
@@ -250,7 +261,8 @@ def rows(archs: list[int]) -> list[dict[str, object]]:
     table = []
     for arch in archs:
         chip = CHIPS[arch]
-        for cost in (*(ours(arch, d) for d in (torch.float32, torch.float16, torch.bfloat16)), tiles(arch)):
+        plain = [ours(arch, dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+        for cost in (*plain, ours(arch, torch.float32, rescaled=True), tiles(arch)):
             registers = max(r.registers for r in cost.resources)
             blocks = blocks_per_multiprocessor(chip, cost.threads, registers, cost.shared_bytes)
             issue_ps = 1e3 * cost.slots_per_pixel / (chip.multiprocessors * 4 * 32 * chip.clock_ghz)

@@ -55,6 +55,8 @@ struct LeanTables {
   Piece piece;
   LevelArgs<T> level;
   Rescale<T> rescale[kMaxThreads / kSegment];
+  int lows[kMaxThreads / kSegment], highs[kMaxThreads / kSegment];  // pixels of x that attain minimum and maximum
+  T of_low[kMaxThreads / kSegment], of_high[kMaxThreads / kSegment];  // what each of them receives of the gradient
 };
 
 template <class T>
@@ -182,21 +184,26 @@ struct Block {
   SSIM_DEVICE void find_ranges() const {
     const Column at = column_at(piece, level, thread);
     const bool there = at.map < piece.maps && at.column < level.w;
-    RangePair<T> range = empty_range<T>();
+    CountedRange<T> found{empty_range<T>(), 0, 0};
     if (there) {
       const int64_t x = offset_of(args.x, at.map, 0, at.column), y = offset_of(args.y, at.map, 0, at.column);
 #pragma unroll 4
       for (int row = 0; row < level.h; ++row) {
-        widen(range, 0, load(args.x, x + row * args.x.stride_h));
-        widen(range, 1, load(args.y, y + row * args.y.stride_h));
+        const T value = load(args.x, x + row * args.x.stride_h);
+        if (value < found.range.low[0]) found.lows = 0;
+        if (value > found.range.high[0]) found.highs = 0;
+        widen(found.range, 0, value);
+        found.lows += value == found.range.low[0], found.highs += value == found.range.high[0];
+        widen(found.range, 1, load(args.y, y + row * args.y.stride_h));
       }
     }
     const int relative = thread - static_cast<int>(at.map) * level.slot;
-    range = join_span(reinterpret_cast<RangePair<T>*>(ring), range, relative, level.maps == 1 ? threads : level.slot,
-                      Widen<T>());
+    found = join_span(reinterpret_cast<CountedRange<T>*>(ring), found, relative,
+                      level.maps == 1 ? threads : level.slot, Widen<T>());
     if (relative != 0 || at.map >= piece.maps) return;
-    args.found[piece.first_plane + at.map] = range;
-    tables->rescale[at.map] = rescale_by(range);
+    args.found[piece.first_plane + at.map] = found.range;
+    tables->rescale[at.map] = rescale_by(found.range);
+    tables->lows[at.map] = found.lows, tables->highs[at.map] = found.highs;
   }
 
   SSIM_DEVICE Rescale<T> rescale_by(const RangePair<T>& range) const {

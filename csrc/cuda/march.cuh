@@ -434,8 +434,33 @@ class March {
                               b_.level.value_l1 * b_.launch.data_range * sums[2];
       }
       if (K::tracks && b_.args.range_sums) b_.args.range_sums[unit] = {{sums[3], sums[4]}, {sums[5], sums[6]}};
+      if (K::tracks && b_.args.found) {
+        const Gradients<T> of = of_extremes<T>(sums[3], sums[5] / b_.launch.inverse_range, b_.tables->lows[at.map],
+                                               b_.tables->highs[at.map]);
+        b_.tables->of_low[at.map] = of.low, b_.tables->of_high[at.map] = of.high;
+      }
+    }
+    if constexpr (K::lean && K::tracks) {
+      if (b_.args.found) settle_extremes(at);
     }
     if (b_.launch.arrived) sum_slots(b_.launch, reinterpret_cast<double*>(memory));
+  }
+
+  // Adds what minimum and maximum of x receive, where the block has whole maps: a thread goes down its column.
+  SSIM_DEVICE void settle_extremes(const Column& at) const {
+    __syncthreads();
+    if (!is_(kOwnsColumn)) return;
+    const RangePair<T> range = b_.args.found[b_.piece.first_plane + at.map];
+    const T of_low = b_.tables->of_low[at.map], of_high = b_.tables->of_high[at.map];
+    const int64_t x = b_.offset_of(b_.args.x, at.map, 0, at.column);
+#pragma unroll 4
+    for (int row = 0; row < b_.level.h; ++row) {
+      const T value = b_.load(b_.args.x, x + row * b_.args.x.stride_h);
+      if (value != range.low[0] && value != range.high[0]) continue;
+      E* to = static_cast<E*>(b_.args.grad_x.data) + b_.offset_of(b_.args.grad_x, at.map, row, at.column);
+      *to = static_cast<E>(static_cast<T>(*to) + (value == range.low[0] ? of_low : T(0)) +
+                           (value == range.high[0] ? of_high : T(0)));
+    }
   }
 
   // Pixels of the map among the piece's own, along one axis.

@@ -10,6 +10,7 @@ template <class T>
 struct MarchKernel {
   void (*function)(LaunchArgs<T>);
   KernelShape shape;
+  bool settles = false;  // what minima and maxima receive, where it finds them itself
 };
 
 // The gradient of x alone, "same" padding, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32

@@ -9,7 +9,7 @@ constexpr int kRegisters = 136;
 
 template <class E, bool tracks>
 MarchKernel<float> kernel() {
-  return {march<MarchTraits<float, E, false, 1, 8, true, tracks, kLeanThreads, kRegisters>>, KernelShape()};
+  return {march<MarchTraits<float, E, false, 1, 8, true, tracks, kLeanThreads, kRegisters>>, KernelShape(), tracks};
 }
 
 template <bool tracks>

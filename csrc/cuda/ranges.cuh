@@ -69,8 +69,7 @@ __global__ void __launch_bounds__(kRangeThreads) group_extremes(const __grid_con
   if (threadIdx.x == 0) args.ranges[blockIdx.x] = range;
 }
 
-// With psi = (x - min) / (max - min), dL/dmax = -sum(dL/dx psi) and dL/dmin = sum(dL/dx (psi - 1)), shared evenly by
-// the pixels that attain them. One block for each group of planes and side.
+// Adds what minimum and maximum receive. One block for each group of planes and side.
 template <class T>
 __global__ void __launch_bounds__(kRangeThreads) settle_extremes(const __grid_constant__ RangeArgs<T> args) {
   SSIM_DYNAMIC_SHARED(memory);
@@ -91,15 +90,14 @@ __global__ void __launch_bounds__(kRangeThreads) settle_extremes(const __grid_co
   }
   lows = sum_block(memory, lows), highs = sum_block(memory, highs);
   grads = sum_block(memory, grads), values = sum_block(memory, values);
-  values /= static_cast<double>(args.inverse_range);
-  const T at_low = static_cast<T>((values - grads) / lows), at_high = static_cast<T>(-values / highs);
+  const Gradients<T> of = of_extremes<T>(grads, values / static_cast<double>(args.inverse_range), lows, highs);
   for (uint32_t i = 0; i < count; ++i) {
     const int64_t begin = static_cast<int64_t>((first + i) / level.channels) * grad.stride_n +
                           static_cast<int64_t>((first + i) % level.channels) * grad.stride_c;
     for_pixels<T>(pixels, level, first + i, [&](T value, int row, int column) {
       if (value != low && value != high) return;
       const int64_t offset = begin + row * grad.stride_h + column * grad.stride_w;
-      const T more = (value == low ? at_low : T(0)) + (value == high ? at_high : T(0));
+      const T more = (value == low ? of.low : T(0)) + (value == high ? of.high : T(0));
       store_any(grad, offset, load_any<T>(grad, offset) + more);
     });
   }

@@ -21,6 +21,13 @@ struct Add {
   SSIM_DEVICE void operator()(T& to, const T& more) const { to += more; }
 };
 
+// And how many pixels of x attain them.
+template <class T>
+struct CountedRange {
+  RangePair<T> range;
+  int lows, highs;
+};
+
 template <class T>
 SSIM_DEVICE RangePair<T> empty_range() {
   return {{T(INFINITY), T(INFINITY)}, {T(-INFINITY), T(-INFINITY)}};
@@ -42,7 +49,27 @@ struct Widen {
       if (more.high[side] > to.high[side]) to.high[side] = more.high[side];
     }
   }
+
+  SSIM_DEVICE void operator()(CountedRange<T>& to, const CountedRange<T>& more) const {
+    const RangePair<T> before = to.range;
+    (*this)(to.range, more.range);
+    to.lows = (before.low[0] == to.range.low[0] ? to.lows : 0) + (more.range.low[0] == to.range.low[0] ? more.lows : 0);
+    to.highs =
+        (before.high[0] == to.range.high[0] ? to.highs : 0) + (more.range.high[0] == to.range.high[0] ? more.highs : 0);
+  }
 };
+
+// What each pixel that attains minimum or maximum receives. With psi = (x - min) / (max - min), dL/dmax =
+// -sum(dL/dx psi) and dL/dmin = sum(dL/dx (psi - 1)), shared evenly by those pixels. `values` sums dL/dx psi.
+template <class T>
+struct Gradients {
+  T low, high;
+};
+
+template <class T>
+SSIM_DEVICE Gradients<T> of_extremes(double grads, double values, double lows, double highs) {
+  return {static_cast<T>((values - grads) / lows), static_cast<T>(-values / highs)};
+}
 
 // Joins the values of `span` neighbouring threads, of which this one is number `relative`; right in the first.
 // `memory` holds one T for each thread. For all threads of the block together.

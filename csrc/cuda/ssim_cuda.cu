@@ -89,9 +89,11 @@ class Run {
     }
     launch(kernel_.function, blocks, plan.threads, plan.shared_bytes, context_.stream, args);
     if (!tracks_) return;
-    for (const RangeArgs<T>& range : ranges)
+    for (const RangeArgs<T>& range : ranges) {
+      if (kernel_.settles && range.level.found) continue;
       launch(settle_extremes<T>, 2 * (range.level.planes / range.level.planes_per_range), kRangeThreads, kRangeBytes,
              context_.stream, range);
+    }
   }
 
  private:
@@ -154,7 +156,7 @@ class Run {
     args.level = level;
     args.inverse_range = static_cast<T>(1.0 / problem_.data_range);
     if (level.planes_per_range == 1 && level.strips == 1 && level.bands == 1) {  // blocks have whole maps
-      level.found = args.planes;
+      level.found = args.level.found = args.planes;
       return args;
     }
     launch(plane_extremes<T>, level.planes, kRangeThreads, kRangeBytes, context_.stream, args);
