@@ -48,7 +48,7 @@ constexpr int64_t kRangeBytes = kRangeThreads * sizeof(RangePair<double>);  // o
 
 // One block for each plane.
 template <class T>
-__global__ void __launch_bounds__(kRangeThreads) plane_extremes(const __grid_constant__ RangeArgs<T> args) {
+__global__ void __launch_bounds__(kRangeThreads, 4) plane_extremes(const __grid_constant__ RangeArgs<T> args) {
   SSIM_DYNAMIC_SHARED(memory);
   RangePair<T> range = empty_range<T>();
   for_pixels<T>(args.level.x, args.level, blockIdx.x, [&](T value, int, int) { widen(range, 0, value); });

@@ -32,9 +32,18 @@ def test_main_kernel(arch, dtype):
     assert resources.stack_bytes == resources.spill_bytes == 0
     assert cost.shared_bytes <= 73 << 10
     assert cost.ptx_per_pixel["float"] >= 154, "fewer operations than seven separable filters take"
-    assert cost.sass_per_pixel <= INSTRUCTIONS
-    assert cost.slots_per_pixel <= SLOTS
+    conversions = 0.0 if dtype == torch.float32 else 3.0
+    assert cost.sass_per_pixel <= INSTRUCTIONS + conversions
+    assert cost.slots_per_pixel <= SLOTS + conversions
     assert cost.integer_share <= INTEGER_SHARE
+
+
+def test_distillation_is_one_launch():
+    """Min-max by channel with its gradient: one kernel, in which each block finds and settles its maps' extremes."""
+    cost = static_cost.ours(90, torch.float32, rescaled=True)
+    (resources,) = cost.resources
+    assert resources.registers <= REGISTERS and resources.stack_bytes == resources.spill_bytes == 0
+    assert cost.sass_per_pixel <= 308
 
 
 def test_a_quarter_of_the_work_of_the_straightforward_kernel():
