@@ -111,7 +111,9 @@ def resources(source: Path, arch: int) -> dict[str, Resources]:
     command += ["-cubin", str(source), "-o", str(cubin)]
     log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     usage = subprocess.run([str(tool("cuobjdump")), "-res-usage", str(cubin)], capture_output=True, text=True)
-    listing = subprocess.run([str(tool("nvdisasm")), "-gi", "-c", str(cubin)], capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        [str(tool("nvdisasm")), "-gi", "-c", str(cubin)], capture_output=True, text=True, check=True
+    )
     cubin.unlink()
     spills = {
         name: int(stores) + int(loads)

@@ -66,7 +66,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_cuda", &plan_cuda, py::arg("levels"), py::arg("rows") = 8, py::arg("values") = 4,
       py::arg("element_bytes") = 4, py::arg("gap") = 5, py::arg("max_threads") = int64_t{ssim::kLeanThreads},
-      py::arg("table_bytes") = ssim::kLeanTableBytes, py::arg("thread_bytes") = ssim::kTaskBytes, py::arg("multiprocessors") = 132, py::arg("shared_per_block") = 232448,
+      py::arg("table_bytes") = ssim::kLeanTableBytes, py::arg("thread_bytes") = ssim::kTaskBytes,
+      py::arg("multiprocessors") = 132, py::arg("shared_per_block") = 232448,
       "How the CUDA kernel cuts levels, each (planes, h, w), into blocks; the defaults are those of an H100 and of the "
       "kernel that serves training.");
 }

@@ -55,7 +55,7 @@ struct LeanTables {
   Piece piece;
   LevelArgs<T> level;
   Rescale<T> rescale[kMaxThreads / kSegment];
-  int lows[kMaxThreads / kSegment], highs[kMaxThreads / kSegment];  // pixels of x that attain minimum and maximum
+  int lows[kMaxThreads / kSegment], highs[kMaxThreads / kSegment];    // pixels of x that attain minimum and maximum
   T of_low[kMaxThreads / kSegment], of_high[kMaxThreads / kSegment];  // what each of them receives of the gradient
 };
 
@@ -72,7 +72,7 @@ struct Block {
   static constexpr int kRing = 2 * R + 10;  // rows from the gradient's to the loads'
   using TablesOf = std::conditional_t<K::lean, LeanTables<T>, Tables<T>>;
   static constexpr int kTables = K::lean ? kLeanTableBytes : kTableBytes, kTask = K::lean ? kTaskBytes : 0;
-  static constexpr int kCellRows = R + 1;   // one more than used: 8 neighbouring threads then hit different banks
+  static constexpr int kCellRows = R + 1;  // one more than used: 8 neighbouring threads then hit different banks
   static_assert(sizeof(TablesOf) <= kTables, "KernelShape::shared_bytes reserves too little");
   static_assert(!K::lean || sizeof(Task<typename K::E>) == kTask, "and so for tasks");
 
@@ -198,8 +198,8 @@ struct Block {
       }
     }
     const int relative = thread - static_cast<int>(at.map) * level.slot;
-    found = join_span(reinterpret_cast<CountedRange<T>*>(ring), found, relative,
-                      level.maps == 1 ? threads : level.slot, Widen<T>());
+    found = join_span(reinterpret_cast<CountedRange<T>*>(ring), found, relative, level.maps == 1 ? threads : level.slot,
+                      Widen<T>());
     if (relative != 0 || at.map >= piece.maps) return;
     args.found[piece.first_plane + at.map] = found.range;
     tables->rescale[at.map] = rescale_by(found.range);

@@ -56,8 +56,15 @@ class Loads {
     const Column at = column_at(b_.piece, b_.level, local);
     const bool there = at.map < b_.piece.maps && at.column >= 0 && at.column < b_.level.w;
     const int row = b_.piece.first_row + (b_.thread & (R - 1));
-    Task<E> task{static_cast<const E*>(b_.args.x.data), static_cast<const E*>(b_.args.y.data),
-                 static_cast<E*>(b_.args.grad_x.data), 0, static_cast<uint8_t>(at.map), 0, 0.0f, 0.0f, 0.0f};
+    Task<E> task{static_cast<const E*>(b_.args.x.data),
+                 static_cast<const E*>(b_.args.y.data),
+                 static_cast<E*>(b_.args.grad_x.data),
+                 0,
+                 static_cast<uint8_t>(at.map),
+                 0,
+                 0.0f,
+                 0.0f,
+                 0.0f};
     task.chunks = static_cast<int16_t>((b_.piece.load_end - row + R - 1) / R);
     if (there && row < b_.piece.load_end) {
       task.x += b_.offset_of(b_.args.x, at.map, row, at.column);
@@ -140,8 +147,8 @@ class Loads {
     Column from;
     if (!source(local, from)) return;
     const Column at = column_at(b_.piece, b_.level, local);
-    const bool own = is_(kSumsL1) && at.column >= b_.piece.col0 && at.column < b_.piece.col1 && local >= 0 &&
-                     local < b_.threads;
+    const bool own =
+        is_(kSumsL1) && at.column >= b_.piece.col0 && at.column < b_.piece.col1 && local >= 0 && local < b_.threads;
     const int64_t x = b_.offset_of(b_.args.x, from.map, 0, from.column);
     const int64_t y = b_.offset_of(b_.args.y, from.map, 0, from.column);
     const int first = b_.first_row(chunk), end = smaller(first + R, b_.piece.load_end);

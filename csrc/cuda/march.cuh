@@ -73,8 +73,7 @@ class March {
     Roles roles;
     roles.set(kFiltersRow, task.map < p.maps && task.column < p.partial_col1 && task.column + R > p.partial_col0);
     roles.set(kOwnsRow, task.map < p.maps && task.column >= p.col0 && task.column < p.col1);
-    roles.set(kHasPartials,
-              column.map < p.maps && column.column >= p.partial_col0 && column.column < p.partial_col1);
+    roles.set(kHasPartials, column.map < p.maps && column.column >= p.partial_col0 && column.column < p.partial_col1);
     roles.set(kOwnsColumn, column.map < p.maps && column.column >= p.col0 && column.column < p.col1);
     roles.set(kLoadsHalo, block.level.strips > 1 || block.mirror);
     roles.set(kRescales, block.level.ranges != nullptr);
@@ -108,7 +107,8 @@ class March {
       return;
     }
     // One pair more on each side than the window needs, for accesses of two.
-    const TwoPairs<T>* from = reinterpret_cast<const TwoPairs<T>*>(b_.ring_line(chunk * R + task_row(thread)) + task_local(thread) - kRadius - 1);
+    const TwoPairs<T>* from = reinterpret_cast<const TwoPairs<T>*>(b_.ring_line(chunk * R + task_row(thread)) +
+                                                                   task_local(thread) - kRadius - 1);
     T sums[R][K::moments];
 #pragma unroll
     for (int j = 0; j < R + kTaps + 1; j += 2) {
@@ -305,8 +305,7 @@ class March {
         const TwoPairs<T> two = *reinterpret_cast<const TwoPairs<T>*>(pairs + o);
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          gradient[o + i] =
-              (sums[o + i][0] + two.pair[i].u * sums[o + i][1] + two.pair[i].v * sums[o + i][2]) * by_x;
+          gradient[o + i] = (sums[o + i][0] + two.pair[i].u * sums[o + i][1] + two.pair[i].v * sums[o + i][2]) * by_x;
       }
       if (b_.level.l1 != T(0)) {
 #pragma unroll
@@ -416,7 +415,8 @@ class March {
     const int span = b_.args.maps == 1 ? static_cast<int>(blockDim.x) : b_.level.slot;
     // A task's thread number lies among the columns of its own map: its segment begins at a multiple of R.
     T sums[7] = {ssim_sum(), seed_sum_, loads_.l1_sum, range_sums_[0], range_sums_[1], range_sums_[2], range_sums_[3]};
-    if constexpr (K::lean && K::tracks) sums[3] = b_.task_of(thread()).grad_sum, sums[5] = b_.task_of(thread()).grad_value_sum;
+    if constexpr (K::lean && K::tracks)
+      sums[3] = b_.task_of(thread()).grad_sum, sums[5] = b_.task_of(thread()).grad_value_sum;
     T* memory = reinterpret_cast<T*>(b_.ring);
 #pragma unroll
     for (int n = 0; n < 7; ++n)
@@ -471,15 +471,15 @@ class March {
   const Block<K>& b_;
   const Roles is_;
   Loads<K> loads_;
-  const Column task_, column_;  // (not used if lean) where this thread filters along a row, and the column that it filters along
+  const Column task_,
+      column_;  // (not used if lean) where this thread filters along a row, and the column that it filters along
   ColumnFilter<T, K::moments> moments_;
   ColumnFilter<T, K::partials> partials_;
   T ssim_sum_ = T(0), seed_sum_ = T(0), range_sums_[4] = {T(0), T(0), T(0), T(0)};
 };
 
 template <class K>
-__global__ void __maxnreg__(K::registers)
-    march(const __grid_constant__ LaunchArgs<typename K::T> launch) {
+__global__ void __maxnreg__(K::registers) march(const __grid_constant__ LaunchArgs<typename K::T> launch) {
   SSIM_DYNAMIC_SHARED(memory);
   const Block<K> block(launch, memory);
   block.prepare();

@@ -134,7 +134,8 @@ class Run {
     args.band_rows = static_cast<int32_t>(plan.band_rows);
     args.vectors = has_vectors(level.x, level.w) && has_vectors(level.y, level.w) && level.grad_x.data &&
                    has_vectors(level.grad_x, level.w);
-    args.slope = static_cast<T>(level.slope * level.grad_scale * kGradientFactor), args.l1 = static_cast<T>(level.l1 * level.grad_scale);
+    args.slope = static_cast<T>(level.slope * level.grad_scale * kGradientFactor),
+    args.l1 = static_cast<T>(level.l1 * level.grad_scale);
     args.value_offset = level.offset, args.value_slope = level.slope, args.value_l1 = level.l1;
     const int64_t units = level.n * level.c * plan.strips * plan.bands;
     args.slots_per_value = static_cast<uint32_t>(units / samples_);
@@ -160,7 +161,8 @@ class Run {
       return args;
     }
     launch(plane_extremes<T>, level.planes, kRangeThreads, kRangeBytes, context_.stream, args);
-    if (level.planes_per_range > 1) launch(group_extremes<T>, groups, kRangeThreads, kRangeBytes, context_.stream, args);
+    if (level.planes_per_range > 1)
+      launch(group_extremes<T>, groups, kRangeThreads, kRangeBytes, context_.stream, args);
     return args;
   }
 

@@ -5,15 +5,15 @@
 
 namespace ssim {
 
-// What a thread of a lean kernel asks for once in a chunk, behind the tables and for the same reason: its R pixels of a row
-// in the horizontal filters, and their gradients, in chunk 0.
+// What a thread of a lean kernel asks for once in a chunk, behind the tables and for the same reason: its R pixels of a
+// row in the horizontal filters, and their gradients, in chunk 0.
 template <class E>
 struct alignas(16) Task {
   const E *x, *y;  // where it has no pixels, somewhere else that can be read
   E* grad_x;
-  int16_t chunks;    // that have the row
-  uint8_t map, end;  // of the block's maps; how many of the R pixels it has
-  float ssim_sum;    // of the thread's column
+  int16_t chunks;                  // that have the row
+  uint8_t map, end;                // of the block's maps; how many of the R pixels it has
+  float ssim_sum;                  // of the thread's column
   float grad_sum, grad_value_sum;  // of its pixels: what RangeSums adds up for x
 };
 
@@ -38,12 +38,12 @@ SSIM_DEVICE Item* in_global_memory(Item* pointer) {
 
 // What a thread does, and what its block was asked for; bits of one register.
 enum Role : unsigned {
-  kFiltersRow = 1,    // its R pixels of a row are needed
-  kOwnsRow = 2,       // they are the block's own
-  kHasPartials = 4,   // the partials of its column are needed
-  kOwnsColumn = 8,    // its column is the block's own
-  kLoadsHalo = 16,    // columns beyond the block's first and last one are loaded
-  kRescales = 32,     // by minima and maxima
+  kFiltersRow = 1,   // its R pixels of a row are needed
+  kOwnsRow = 2,      // they are the block's own
+  kHasPartials = 4,  // the partials of its column are needed
+  kOwnsColumn = 8,   // its column is the block's own
+  kLoadsHalo = 16,   // columns beyond the block's first and last one are loaded
+  kRescales = 32,    // by minima and maxima
   kSumsL1 = 64,
 };
 

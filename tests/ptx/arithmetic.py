@@ -64,7 +64,14 @@ def fused_multiply_add(a, b, c):
 def _binary_float(name: str, keeps_nan: bool):
     if name in ("min", "max") and not keeps_nan:
         return np.fmin if name == "min" else np.fmax
-    return {"min": np.minimum, "max": np.maximum, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[name]
+    return {
+        "min": np.minimum,
+        "max": np.maximum,
+        "add": np.add,
+        "sub": np.subtract,
+        "mul": np.multiply,
+        "div": np.divide,
+    }[name]
 
 
 def _multiply(a, b, opcode, kind, size):

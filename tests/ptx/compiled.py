@@ -83,7 +83,8 @@ def interpreted(
 ) -> Iterator[dict[str, Executed]]:
     """Inside, ``backend=emulated.NAME`` runs the PTX of these files, which may touch these tensors and its outputs.
 
-    With one multiprocessor two maps already fill the device, and none is cut. Gives, for each kernel that was launched, what its threads executed.
+    With one multiprocessor two maps already fill the device, and none is cut. Gives, for each kernel that was launched,
+    what its threads executed.
     """
     kernels_run: dict[str, Executed] = {}
     device = emulated.emulator()

@@ -179,8 +179,8 @@ def run_ptx(shape, name, tile, l1=0.0, weight=None):
     quads = [value for view in views for value in view]
     words = [c, h, w, strips, 1, 0, 0, 1]
     options = SSIMOptions()
-    tail = [_bits(1.0), _bits(l1), *map(_bits, kernel_taps(11, 1.5)), _bits(2 * options.k1**2), _bits(2 * options.k2**2)]
-    tail += [_bits(1.0), 0, memory.add(sums)]
+    tail = [_bits(1.0), _bits(l1), *map(_bits, kernel_taps(11, 1.5))]
+    tail += [_bits(2 * options.k1**2), _bits(2 * options.k2**2), _bits(1.0), 0, memory.add(sums)]
     layout = "<25q8i" + f"{len(tail)}q"
     packed = struct.pack(layout, *quads, *words, *tail).ljust(program.parameter_bytes, b"\0")
     machine.run(program, memory, (units, 1, 1), (32 * tile.warps, 1, 1), packed, source.metadata.shared)
