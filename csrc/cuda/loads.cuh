@@ -5,8 +5,8 @@
 
 namespace ssim {
 
-// Where all rows of x, y and the gradient allow it, a thread takes R pixels of one row, four at a time, and has them on
-// their way while the chunk before is computed. Else threads take columns.
+// Where all rows of x, y and the gradient allow it (`vectors`), a thread takes R pixels of one row, four at a time,
+// else of one column. A lean kernel has them on their way while the chunk before is computed.
 template <class K>
 class Loads {
   using T = typename K::T;
@@ -15,7 +15,11 @@ class Loads {
 
  public:
   SSIM_DEVICE Loads(const Block<K>& block, Roles is) : b_(block), is_(is) {
-    if constexpr (K::lean) b_.task_of(b_.thread) = task_at((b_.thread & ~(R - 1)));
+    if constexpr (K::lean) {
+      Task<E> task = task_at(b_.thread & ~(R - 1));
+      if (!b_.level.vectors) move_to_column(task);
+      b_.task_of(b_.thread) = task;
+    }
   }
 
   // R pixels of x and y, on their way.
@@ -25,27 +29,30 @@ class Loads {
   struct Nothing {};
   using Pixels = std::conditional_t<K::lean, Vectors, Nothing>;
 
-  // Takes the rows of a chunk from global memory, four pixels at a time.
-  SSIM_DEVICE void fetch(int chunk, Pixels& pixels) const { fetch_row(b_.task_of(fresh_thread()), chunk, pixels); }
-
-  // Puts them into the ring.
-  SSIM_DEVICE void keep(int chunk, const Pixels& pixels) {
-    const int thread = fresh_thread(), local = thread & ~(R - 1);
-    keep_row(b_.task_of(thread), local, chunk, pixels, is_(kOwnsRow));
-    if (is_(kLoadsHalo) && thread < 2 * kMargin) keep_halo(local, chunk);
+  // Takes the rows of a chunk from global memory.
+  template <bool vectors>
+  SSIM_DEVICE void fetch(int chunk, Pixels& pixels) const {
+    if constexpr (vectors)
+      fetch_row(b_.task_of(fresh_thread()), chunk, pixels);
+    else if constexpr (K::lean)
+      fetch_column(b_.task_of(fresh_thread()), chunk, pixels);
   }
 
-  // Both at once.
+  // Puts them into the ring.
   template <bool vectors>
-  SSIM_DEVICE void load(int chunk) {
+  SSIM_DEVICE void keep(int chunk, const Pixels& pixels) {
     if constexpr (vectors) {
-      Pixels pixels;
-      fetch(chunk, pixels);
-      keep(chunk, pixels);
+      const int thread = fresh_thread(), local = thread & ~(R - 1);
+      keep_row(b_.task_of(thread), local, chunk, pixels, is_(kOwnsRow));
+      if (is_(kLoadsHalo) && thread < 2 * kMargin) keep_halo(local, chunk);
+    } else if constexpr (K::lean) {
+      const int thread = fresh_thread();
+      if (is_(kLoadsColumn)) keep_column(thread, chunk, pixels);
+      if (is_(kLoadsHalo) && thread < 2 * kMargin)
+        load_column(thread < kMargin ? thread - kMargin : b_.threads + thread - kMargin, chunk);
     } else {
       const int beyond = is_(kLoadsHalo) ? kMargin : 0;
-      const int thread = K::lean ? fresh_thread() : b_.thread;
-      for (int local = thread - beyond; local < b_.threads + beyond; local += b_.threads) load_column(local, chunk);
+      for (int local = b_.thread - beyond; local < b_.threads + beyond; local += b_.threads) load_column(local, chunk);
     }
   }
 
@@ -75,6 +82,17 @@ class Loads {
       task.end = static_cast<uint8_t>(smaller(R, b_.level.w - at.column));
     }
     return task;
+  }
+
+  SSIM_DEVICE void move_to_column(Task<E>& task) const {
+    const Column at = column_at(b_.piece, b_.level, b_.thread);
+    task.x = static_cast<const E*>(b_.args.x.data), task.y = static_cast<const E*>(b_.args.y.data);
+    if (!is_(kLoadsColumn)) return;
+    const int row = b_.piece.first_row;
+    task.x += b_.offset_of(b_.args.x, at.map, row, at.column);
+    task.y += b_.offset_of(b_.args.y, at.map, row, at.column);
+    task.grad_x =
+        static_cast<E*>(b_.args.grad_x.data) + b_.offset_of(b_.args.grad_x, at.map, row - 2 * kRadius, at.column);
   }
 
   // Whoever has no pixels here reads something nevertheless: keep_row knows.
@@ -120,6 +138,35 @@ class Loads {
                                         static_cast<T>(pixels.y[j / 4].v[i + k]), task.map);
         *reinterpret_cast<TwoPairs<T>*>(to + j + i) = two;
       }
+    }
+  }
+
+  // As fetch_row: rows that are not there are those before once more.
+  SSIM_DEVICE void fetch_column(const Task<E>& task, int chunk, Pixels& pixels) const {
+    const int left = b_.piece.load_end - b_.first_row(chunk);
+    const int count = is_(kLoadsColumn) && left > 0 ? left : 0;
+    const int from = count > 0 ? chunk : 0;
+    const E* x = further(in_global_memory(task.x), from, b_.tables->steps[0]);
+    const E* y = further(in_global_memory(task.y), from, b_.tables->steps[1]);
+#pragma unroll
+    for (int j = 0; j < R; ++j) {
+      pixels.x[j / 4].v[j % 4] = *x;
+      pixels.y[j / 4].v[j % 4] = *y;
+      if (j + 1 < count) x += b_.level.x.stride_h, y += b_.level.y.stride_h;
+    }
+  }
+
+  SSIM_DEVICE void keep_column(int thread, int chunk, const Pixels& pixels) {
+    const Column at = column_at(b_.piece, b_.level, thread);
+    const int first = b_.first_row(chunk), count = b_.piece.load_end - first;
+    const bool sums_l1 = is_(kSumsL1) && is_(kOwnsColumn);
+#pragma unroll
+    for (int j = 0; j < R; ++j) {
+      if (j >= count) continue;
+      const Pair<T> pair =
+          rescaled(static_cast<T>(pixels.x[j / 4].v[j % 4]), static_cast<T>(pixels.y[j / 4].v[j % 4]), at.map);
+      b_.ring_line(chunk * R + j)[thread] = pair;
+      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1) l1_sum += magnitude(pair.v);
     }
   }
 

@@ -41,22 +41,21 @@ class March {
   template <bool vectors>
   SSIM_DEVICE void march() {
     const int chunks = (b_.piece.end_row - b_.piece.first_row + R - 1) / R;
-    loads_.template load<vectors>(0);
+    {
+      typename Loads<K>::Pixels pixels;
+      loads_.template fetch<vectors>(0, pixels);
+      loads_.template keep<vectors>(0, pixels);
+    }
     __syncthreads();
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if (is_(kFiltersRow)) horizontal_moments(chunk);
-      if (K::sides && !vectors && is_(kOwnsColumn)) write_gradients(chunk - 1);
+      if (K::sides && !vectors && is_(kOwnsColumn) && chunk > 0) write_gradients(chunk - 1);
       __syncthreads();
-      if constexpr (vectors) {
-        typename Loads<K>::Pixels pixels;  // on their way meanwhile
-        loads_.fetch(chunk + 1, pixels);
-        vertical(chunk);
-        loads_.keep(chunk + 1, pixels);
-      } else {
-        vertical(chunk);
-        loads_.template load<false>(chunk + 1);
-      }
+      typename Loads<K>::Pixels pixels;  // on their way meanwhile
+      loads_.template fetch<vectors>(chunk + 1, pixels);
+      vertical(chunk);
+      loads_.template keep<vectors>(chunk + 1, pixels);
       __syncthreads();
       if (K::sides) {
         if (is_(kOwnsRow)) gradients<vectors>(chunk);
@@ -75,6 +74,7 @@ class March {
     roles.set(kOwnsRow, task.map < p.maps && task.column >= p.col0 && task.column < p.col1);
     roles.set(kHasPartials, column.map < p.maps && column.column >= p.partial_col0 && column.column < p.partial_col1);
     roles.set(kOwnsColumn, column.map < p.maps && column.column >= p.col0 && column.column < p.col1);
+    roles.set(kLoadsColumn, column.map < p.maps && column.column >= 0 && column.column < block.level.w);
     roles.set(kLoadsHalo, block.level.strips > 1 || block.mirror);
     roles.set(kRescales, block.level.ranges != nullptr);
     roles.set(kSumsL1, block.level.value_l1 != 0);
@@ -390,17 +390,20 @@ class March {
   // Gradients that gradients() left in the ring, by columns: neighbouring threads write neighbouring pixels.
   SSIM_DEVICE void write_gradients(int chunk) const {
     const int first = b_.first_row(chunk) - 2 * kRadius;
-    const Column at = column();
-    for (int row = larger(first, b_.piece.row0); row < smaller(first + R, b_.piece.row1); ++row) {
-      const Pair<T> pair = b_.ring_row(row)[thread()];
-      if constexpr (K::lean) {
-        static_cast<E*>(b_.args.grad_x.data)[b_.offset_of(b_.args.grad_x, at.map, row, at.column)] =
-            static_cast<E>(pair.u);
-      } else {
+    if constexpr (K::lean) {
+      const int thread = fresh_thread(), line = chunk * R - 2 * kRadius;
+      E* to = further(in_global_memory(b_.task_of(thread).grad_x), chunk, b_.tables->steps[2]);
+#pragma unroll
+      for (int j = 0; j < R; ++j, to += b_.level.grad_x.stride_h)
+        if (first + j >= b_.piece.row0 && first + j < b_.piece.row1)
+          *to = static_cast<E>(b_.ring_line(line + j)[thread].u);
+    } else {
+      for (int row = larger(first, b_.piece.row0); row < smaller(first + R, b_.piece.row1); ++row) {
+        const Pair<T> pair = b_.ring_row(row)[b_.thread];
         if (b_.args.grad_x.data)
-          store_any(b_.args.grad_x, b_.offset_of(b_.args.grad_x, at.map, row, at.column), pair.u);
+          store_any(b_.args.grad_x, b_.offset_of(b_.args.grad_x, column_.map, row, column_.column), pair.u);
         if (b_.args.grad_y.data)
-          store_any(b_.args.grad_y, b_.offset_of(b_.args.grad_y, at.map, row, at.column), pair.v);
+          store_any(b_.args.grad_y, b_.offset_of(b_.args.grad_y, column_.map, row, column_.column), pair.v);
       }
     }
   }

@@ -17,7 +17,7 @@ struct Piece {
   int origin;                  // of the block's first column
   int partial_row0, partial_row1, partial_col0, partial_col1;
   int first_row, load_end, end_row;  // the block marches from first_row to end_row, and loads up to load_end
-  int inside_row0, inside_row1;      // chunks that begin here have whole windows of own rows only
+  int inside_row0, inside_row1;      // chunks that begin here complete SSIM of own rows only
   uint32_t unit_of_first_plane, units_per_plane;
 };
 
@@ -45,7 +45,7 @@ SSIM_DEVICE Piece piece_of(const LaunchArgs<T>& launch, int reach, int chunk_row
   p.load_end = smaller(mirror ? l.h + kRadius : l.h, p.row1 + reach + kRadius);
   p.end_row = p.row1 + reach + kRadius;
   p.inside_row0 = larger(p.partial_row0, p.row0) + kRadius;
-  p.inside_row1 = smaller(p.load_end, smaller(p.partial_row1, p.row1) + kRadius) - chunk_rows + 1;
+  p.inside_row1 = smaller(p.partial_row1, p.row1) + kRadius - chunk_rows + 1;
   return p;
 }
 

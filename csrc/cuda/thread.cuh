@@ -5,8 +5,9 @@
 
 namespace ssim {
 
-// What a thread of a lean kernel asks for once in a chunk, behind the tables and for the same reason: its R pixels of a
-// row in the horizontal filters, and their gradients, in chunk 0.
+// What a thread of a lean kernel asks for once in a chunk, behind the tables and for the same reason. It takes R pixels
+// of a row in the horizontal filters; in chunk 0 it loads and writes there, or, where pixels do not go four at a time,
+// in its column.
 template <class E>
 struct alignas(16) Task {
   const E *x, *y;  // where it has no pixels, somewhere else that can be read
@@ -45,6 +46,7 @@ enum Role : unsigned {
   kLoadsHalo = 16,   // columns beyond the block's first and last one are loaded
   kRescales = 32,    // by minima and maxima
   kSumsL1 = 64,
+  kLoadsColumn = 128,  // its column has pixels
 };
 
 class Roles {

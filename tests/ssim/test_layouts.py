@@ -40,7 +40,32 @@ def unaligned(t):
     return storage[1:].view(t.shape)
 
 
-LAYOUTS = [channels_last, sliced, every_second_column, transposed, samples_last, unaligned]
+def sliced_by_fours(t):
+    n, c, h, w = t.shape
+    large = torch.full((n, c, h + 1, w + 8), float("nan"), dtype=t.dtype, device=t.device)
+    large[..., 1:, 4:-4] = t
+    return large[..., 1:, 4:-4]
+
+
+LAYOUTS = [channels_last, sliced, sliced_by_fours, every_second_column, transposed, samples_last, unaligned]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 13, 19), (2, 3, 13, 20)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
+def test_strides_in_training(kernel, layout, shape, dtype):
+    """The gradient by one input, which some kernels treat apart, and rows of whole groups of four pixels."""
+    x, y = (t.to(kernel.device) for t in pair(shape, dtype))
+
+    def value_and_gradient(a, b):
+        a = a.detach().requires_grad_()
+        value = fused_ssim.l1_ssim_loss(a, b, reduction="sum", backend=kernel.name)
+        return value.detach(), *torch.autograd.grad(value, a)
+
+    want = value_and_gradient(x, y)
+    for a, b in ((layout(x), layout(y)), (layout(x), y), (x, layout(y))):
+        for g, w in zip(value_and_gradient(a, b), want, strict=True):
+            assert torch.allclose(g, w, rtol=1e-5, atol=0) if g.dim() == 0 else torch.equal(g, w)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
