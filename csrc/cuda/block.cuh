@@ -47,8 +47,8 @@ struct Rescale {
 
 // What stands at the beginning of a block's shared memory, where addresses are constants; KernelShape::table_bytes
 // reserves it. Piece and level lie here too: what is asked for once in a chunk would only fill the registers that the
-// column filters need. (Pointers are better taken from the launch's arguments: only there the compiler knows that they
-// are to global memory.)
+// column filters need. (Of pointers in the launch's arguments the compiler knows that they are to global memory; of
+// those from here it must be told.)
 template <class T>
 struct LeanTables {
   alignas(16) int64_t steps[3];  // of x, y and the gradient from one chunk to the next, in bytes

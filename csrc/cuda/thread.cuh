@@ -18,15 +18,15 @@ struct alignas(16) Task {
   float grad_sum, grad_value_sum;  // of its pixels: what RangeSums adds up for x
 };
 
+template <>
+struct Task<void> {};
+
 // The same a number of chunks further on; `step` is in bytes.
 template <class Item>
 SSIM_DEVICE Item* further(Item* pointer, int chunks, int64_t step) {
   const uint64_t bytes = static_cast<unsigned>(chunks) * static_cast<uint64_t>(step);
   return reinterpret_cast<Item*>(reinterpret_cast<uint64_t>(pointer) + bytes);
 }
-
-template <>
-struct Task<void> {};
 
 // Tells the compiler what it cannot see of a pointer that comes from shared memory.
 template <class Item>
