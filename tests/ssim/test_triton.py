@@ -74,7 +74,7 @@ def most_stack(name, architecture, columns):
     """
     large = name in ("reflect, x and y, weights, L1", "pyramid of bfloat16", "float64")
     if columns == 32:
-        return 32 if large and name != "pyramid of bfloat16" else 0
+        return 40 if large and name != "pyramid of bfloat16" else 0
     return 256 if architecture == 100 else 64 if large else 0
 
 
