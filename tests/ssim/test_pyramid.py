@@ -100,11 +100,9 @@ def test_levels_cut_into_strips_and_bands(backend, normalize, padding):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_training(backend, dtype, normalize, detach_range):
     """The student's gradient alone, in one call: whole maps, maps beside each other, rows of four pixels, cut maps."""
-    shapes = [(2, 3, 18, 24), *SHAPES[1:3], *CUT[:2], (2, 1, 6, 366), (2, 1, 6, 368)]
+    shapes = [(2, 3, 18, 24), *SHAPES[1:3], *CUT[:2]]
     limit = LIMIT if dtype == torch.float32 else judge.Tolerance(LIMIT.value, 1e-3)
-    compare(
-        backend, shapes, normalize, detach_range, "mean", [1.0, 0.5, 2.0, 1.0, 0.5, 2.0, 1.0], limit, dtype, both=False
-    )
+    compare(backend, shapes, normalize, detach_range, "mean", [1.0, 0.5, 2.0, 1.0, 0.5], limit, dtype, both=False)
 
 
 @pytest.mark.parametrize("normalize", ["tensor", "sample", "channel"])

@@ -31,6 +31,20 @@ def test_nan_and_inf_come_out_as_nan(backend, padding, bad, exponents, dtype):
         assert grad_x[0, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("column", [0, 90, 173, 178, 183, 188, 189, 193, 194, 200, 300])
+@pytest.mark.parametrize("width", [366, 368])
+def test_the_reach_of_a_pixel(backend, width, column):
+    """Two windows in each direction, also where a map is cut: what might be lost there is too little to see in norms."""
+    x, y = (t.to(backend.device) for t in pair((2, 1, 3, width)))
+    x[0, 0, 1, column] = float("nan")
+    x.requires_grad_()
+    value = fused_ssim.ssim(x, y, reduction="sum", backend=backend.name)
+    (gradient,) = torch.autograd.grad(value, x)
+    reached = torch.zeros(2, 1, 3, width, dtype=torch.bool, device=backend.device)
+    reached[0, :, :, max(0, column - 10) : column + 11] = True
+    assert torch.equal(gradient.isnan(), reached)
+
+
 @pytest.mark.parametrize("normalize", ["tensor", "sample", "channel"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_inf_under_normalisation(backend, normalize, bad):
