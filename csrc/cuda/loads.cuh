@@ -158,7 +158,7 @@ class Loads {
 
   SSIM_DEVICE void keep_column(int thread, int chunk, const Pixels& pixels) {
     const Column at = column_at(b_.piece, b_.level, thread);
-    const int first = b_.first_row(chunk), count = b_.piece.load_end - first;
+    const int first = b_.first_row(chunk);
     const bool sums_l1 = is_(kSumsL1) && is_(kOwnsColumn);
 #pragma unroll
     for (int j = 0; j < R; ++j) {

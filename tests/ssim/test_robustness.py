@@ -34,7 +34,7 @@ def test_nan_and_inf_come_out_as_nan(backend, padding, bad, exponents, dtype):
 @pytest.mark.parametrize("column", [0, 90, 173, 178, 183, 188, 189, 193, 194, 200, 300])
 @pytest.mark.parametrize("width", [366, 368])
 def test_the_reach_of_a_pixel(backend, width, column):
-    """Two windows in each direction, also where a map is cut: what might be lost there is too little to see in norms."""
+    """Two windows in each direction, also where a map is cut: what may be lost there is too little for a norm."""
     x, y = (t.to(backend.device) for t in pair((2, 1, 3, width)))
     x[0, 0, 1, column] = float("nan")
     x.requires_grad_()
