@@ -161,8 +161,7 @@ class Loads {
     const int first = b_.first_row(chunk);
     const bool sums_l1 = is_(kSumsL1) && is_(kOwnsColumn);
 #pragma unroll
-    for (int j = 0; j < R; ++j) {
-      if (j >= count) continue;
+    for (int j = 0; j < R; ++j) {  // rows that are not there: nobody reads them
       const Pair<T> pair =
           rescaled(static_cast<T>(pixels.x[j / 4].v[j % 4]), static_cast<T>(pixels.y[j / 4].v[j % 4]), at.map);
       b_.ring_line(chunk * R + j)[thread] = pair;
