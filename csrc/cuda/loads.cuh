@@ -158,10 +158,11 @@ class Loads {
 
   SSIM_DEVICE void keep_column(int thread, int chunk, const Pixels& pixels) {
     const Column at = column_at(b_.piece, b_.level, thread);
-    const int first = b_.first_row(chunk);
+    const int first = b_.first_row(chunk), count = b_.piece.load_end - first;
     const bool sums_l1 = is_(kSumsL1) && is_(kOwnsColumn);
 #pragma unroll
-    for (int j = 0; j < R; ++j) {  // rows that are not there: nobody reads them
+    for (int j = 0; j < R; ++j) {
+      if (j >= count) continue;  // nobody would read them
       const Pair<T> pair =
           rescaled(static_cast<T>(pixels.x[j / 4].v[j % 4]), static_cast<T>(pixels.y[j / 4].v[j % 4]), at.map);
       b_.ring_line(chunk * R + j)[thread] = pair;
