@@ -99,7 +99,7 @@ def _turn(loss: Loss, x: Tensor, y: Tensor, calls: int) -> float:
 
 
 def order(count: int, number: int) -> list[int]:
-    """The order of ``count`` candidates in round ``number``: one order, moved on, so that everybody's neighbours change.
+    """The order of ``count`` candidates in round ``number``: one order, moved on, so that neighbours change.
 
     That one is 0, 1, -1, 2, -2, ... modulo an even size. Its steps are all different, so in ``size`` rounds everybody
     comes right after everybody else, once. An odd count leaves out one place of the next even size.
