@@ -39,12 +39,12 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 def cuda_home() -> Path | None:
     """Where the CUDA toolkit is, or None; says why not."""
     if os.environ.get("FUSED_SSIM_CUDA") == "0":
-        print("fused_ssim: FUSED_SSIM_CUDA=0, building without CUDA kernels")
+        print("fused_ssim: FUSED_SSIM_CUDA=0: building the CPU kernels only")
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(home, "bin", "nvcc") if home else Path(shutil.which("nvcc") or "nvcc-missing")
     if not nvcc.exists():
-        print("fused_ssim: no nvcc in CUDA_HOME or PATH, building without CUDA kernels")
+        print("fused_ssim: no nvcc in CUDA_HOME or PATH: building the CPU kernels only")
         return None
     # nvcc itself says where it lives: what stands in PATH may be a script that calls another.
     dry_run = subprocess.run([nvcc, "--dryrun", "-c", "nothing.cu"], capture_output=True, text=True).stderr
@@ -117,7 +117,7 @@ def build_extension_command() -> type:
                 try:
                     objects, archs = compile_cuda(home, extension.include_dirs, Path(self.build_temp, "cuda"))
                 except (RuntimeError, subprocess.CalledProcessError) as error:
-                    print(f"fused_ssim: nvcc failed, building without CUDA kernels:\n{error}", file=sys.stderr)
+                    print(f"fused_ssim: nvcc failed: building the CPU kernels only\n{error}", file=sys.stderr)
                 else:
                     add_cuda(extension, home, objects, archs)
             super().build_extensions()

@@ -98,10 +98,23 @@ def _turn(loss: Loss, x: Tensor, y: Tensor, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def order(count: int, number: int) -> list[int]:
+    """The order of ``count`` candidates in round ``number``: one order, moved on, so that neighbours change.
+
+    That one is 0, 1, -1, 2, -2, ... modulo an even size. Its steps are all different, so in ``size`` rounds everybody
+    comes right after everybody else, once. An odd count leaves out one place of the next even size.
+    """
+    size = count + count % 2
+    zigzag = [(i + 1) // 2 if i % 2 else -i // 2 for i in range(size)]
+    return [place for step in zigzag if (place := (step + number) % size) < count]
+
+
 def times(losses: dict[str, Loss], x: Tensor, y: Tensor, rounds: int) -> dict[str, list[float]]:
     """Seconds of loss + gradient, turn by turn, the candidates taking turns in each round.
 
     So whatever else the machine does meets all of them alike, and ratios of their medians hold where times do not.
+    What the candidate before leaves behind (cold caches, pages to clear, a lower clock) would not: so the order changes
+    from round to round (``order``).
     """
     calls = {}
     for name, loss in losses.items():
@@ -109,11 +122,12 @@ def times(losses: dict[str, Loss], x: Tensor, y: Tensor, rounds: int) -> dict[st
         once = min(_turn(loss, x, y, 1) for _ in range(2))
         calls[name] = max(1, min(50, math.ceil(TURN_SECONDS / once)))
     seconds: dict[str, list[float]] = {name: [] for name in losses}
-    for _ in range(rounds):
-        for name, loss in losses.items():
+    names = list(losses)
+    for number in range(rounds):
+        for name in (names[i] for i in order(len(names), number)):
             used = sum(seconds[name]) * calls[name]
             if len(seconds[name]) < LEAST_TURNS or used < PATIENCE_SECONDS:
-                seconds[name].append(_turn(loss, x, y, calls[name]))
+                seconds[name].append(_turn(losses[name], x, y, calls[name]))
     return seconds
 
 

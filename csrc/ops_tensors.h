@@ -8,6 +8,7 @@
 
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "ssim_params.h"
@@ -67,6 +68,16 @@ inline Level make_level(const Tensor& x, const Tensor& y, const Problem& p) {
   return level;
 }
 
+// Where gradients go, null where none is wanted. Kernels know a gradient of x, or of both: for that of y alone x and y
+// change places, as all that a level computes is symmetric.
+inline void set_gradients(Level& level, const Tensor* grad_x, const Tensor* grad_y) {
+  if (grad_x) level.grad_x = view_of(*grad_x);
+  if (grad_y) level.grad_y = view_of(*grad_y);
+  if (grad_x || !grad_y) return;
+  std::swap(level.x, level.y);
+  std::swap(level.grad_x, level.grad_y);
+}
+
 inline void check_map(const Tensor& t, const Level& level, const Problem& p, const char* name) {
   const int64_t margin = p.padding == Padding::kValid ? 2 * p.window_radius : 0;
   STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == level.n && t.size(1) == level.c && t.size(2) == level.h - margin &&
@@ -102,8 +113,9 @@ std::tuple<Tensor, Tensors, Tensors> ssim_sums(Tensors x, Tensors y, Tensors wei
       check_map(weight[i], level, p, "weight");
       level.seed = view_of(weight[i]);
     }
-    if (grad_x) grads_x.push_back(torch::stable::empty_like(x[i])), level.grad_x = view_of(grads_x.back());
-    if (grad_y) grads_y.push_back(torch::stable::empty_like(y[i])), level.grad_y = view_of(grads_y.back());
+    if (grad_x) grads_x.push_back(torch::stable::empty_like(x[i]));
+    if (grad_y) grads_y.push_back(torch::stable::empty_like(y[i]));
+    set_gradients(level, grad_x ? &grads_x.back() : nullptr, grad_y ? &grads_y.back() : nullptr);
     levels.push_back(level);
   }
   std::vector<int64_t> shape = {static_cast<int64_t>(count)};
@@ -138,8 +150,7 @@ std::tuple<Tensor, Tensor> ssim_map_backward(Tensor grad, Tensor x, Tensor y, Do
   const std::vector<int64_t> none = {0};
   Tensor to_x = grad_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, none);
   Tensor to_y = grad_y ? torch::stable::empty_like(y) : torch::stable::new_empty(y, none);
-  if (grad_x) level.grad_x = view_of(to_x);
-  if (grad_y) level.grad_y = view_of(to_y);
+  set_gradients(level, grad_x ? &to_x : nullptr, grad_y ? &to_y : nullptr);
   if (grad_x || grad_y) Device::run(p, {level}, false, x, nullptr);
   return {to_x, to_y};
 }

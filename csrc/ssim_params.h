@@ -24,7 +24,7 @@ struct Level {
   View x, y;
   View seed;            // weight of each map pixel, or the upstream gradient of a map; of the map's shape
   View map;             // output: the SSIM map
-  View grad_x, grad_y;  // outputs: gradients of value * grad_scale
+  View grad_x, grad_y;  // outputs: gradients of value * grad_scale; of y only beside that of x
   double offset = 0, slope = 1, l1 = 0;  // value = sum of seed * (offset + slope * SSIM) + l1 * |x - y|
   double grad_scale = 1;
 };

@@ -259,13 +259,8 @@ CpuPlan plan_cpu(int64_t planes, int64_t h, int64_t w, int64_t lanes) {
   return best;
 }
 
-void run_cpu(const Problem& problem, std::vector<Level> levels, bool per_sample, double* values,
+void run_cpu(const Problem& problem, const std::vector<Level>& levels, bool per_sample, double* values,
              const Parallel& parallel) {
-  for (Level& level : levels)
-    if (level.grad_y.data && !level.grad_x.data) {  // SSIM is symmetric: the kernel knows a gradient of x, or of both
-      std::swap(level.x, level.y);
-      std::swap(level.grad_x, level.grad_y);
-    }
   if (levels[0].x.dtype == DType::kFloat64)
     run_as<double>(problem, levels, per_sample, values, parallel);
   else

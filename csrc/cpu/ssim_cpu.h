@@ -26,7 +26,7 @@ struct Parallel {
 
 // Computes the levels. The sum of level l (sample n) goes to values[l * samples + n], where samples is N for
 // per_sample, else 1; values may be null. Every x and y of the call has one dtype.
-void run_cpu(const Problem& problem, std::vector<Level> levels, bool per_sample, double* values,
+void run_cpu(const Problem& problem, const std::vector<Level>& levels, bool per_sample, double* values,
              const Parallel& parallel);
 
 // Floats in a vector of the instruction set in use.

@@ -10,8 +10,9 @@
 // set.
 #pragma once
 
+#include "bands.h"
 #include "filters.h"
-#include "rows_kernel.h"
+#include "fold.h"
 #include "unit.h"
 
 namespace ssim {
@@ -20,8 +21,7 @@ inline namespace SSIM_ISA {
 template <class T, Form form, int sides>  // sides: 0 no gradient, 1 of x, 2 of x and y
 class UnitKernel {
   using V = typename Simd<T>::V;
-  using Mask = typename Simd<T>::Mask;
-  using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  using Rows = ssim::Rows<T>;
   static constexpr int lanes = kLanes<T>;
   static constexpr bool separate = form == Form::kSeparate;
   static constexpr int moments = separate ? 5 : 4;
@@ -30,7 +30,12 @@ class UnitKernel {
 
  public:
   explicit UnitKernel(UnitCall<T>& call)
-      : call_(call), p_(*call.problem), level_(*call.level), unit_(call.unit), seeded_(level_.seed.data != nullptr) {
+      : call_(call),
+        p_(*call.problem),
+        level_(*call.level),
+        unit_(call.unit),
+        bands_(call.unit, call.level->h),
+        seeded_(level_.seed.data != nullptr) {
     margin_ = p_.padding == Padding::kValid ? p_.window_radius : 0;
     reflect_ = p_.padding == Padding::kReflect;
     constants_ = p_.template constants<T>();
@@ -71,28 +76,11 @@ class UnitKernel {
  private:
   // ---- lanes ----
 
-  // Which lanes' bands have a pixel in a row; the mask counts where it is some and not all.
-  struct Rows {
-    bool any, all;
-    Mask mask;
-  };
-
-  // Row `row` of each band: whether it is in the plane, `margin` rows from its ends.
-  Rows rows(int64_t row, int64_t margin) const {
-    if (lowest_ == highest_) {
-      const bool inside = lowest_ + row >= margin && lowest_ + row < level_.h - margin;
-      return {inside, inside, Mask{}};
-    }
-    const Mask at = row0_ + static_cast<Integer>(row);
-    Rows r{false, true, Mask((at >= static_cast<Integer>(margin)) & (at < static_cast<Integer>(level_.h - margin)))};
-    for (int i = 0; i < lanes; ++i) r.any |= r.mask[i] != 0, r.all &= r.mask[i] != 0;
-    return r;
-  }
-
   // Where to begin, so that as few steps as possible have something to filter down.
   int64_t first_row(int64_t end) const {
-    const int64_t first = sides && highest_ > 0 ? -kRadius : 0;
-    const int64_t pixels0 = larger(first, margin_ - highest_), pixels1 = smaller(end, level_.h - margin_ - lowest_);
+    const int64_t first = sides && bands_.highest > 0 ? -kRadius : 0;
+    const int64_t pixels0 = larger(first, margin_ - bands_.highest),
+                  pixels1 = smaller(end, level_.h - margin_ - bands_.lowest);
     int64_t best = first, least = INT64_MAX;
     for (int64_t start = first; start > first - kRows; --start) {
       int64_t time = 0;
@@ -112,20 +100,16 @@ class UnitKernel {
   }
 
   void lay_out_lanes() {
-    lowest_ = highest_ = unit_.bands[0].row0;
     for (int i = 0; i < lanes; ++i) {
       const int from = i < unit_.count ? i : 0;
-      band_[i] = unit_.bands[from];
-      row0_[i] = static_cast<Integer>(band_[i].row0);
-      lowest_ = smaller(lowest_, band_[i].row0), highest_ = larger(highest_, band_[i].row0);
       low_x_[i] = static_cast<T>(call_.range_x[from].low), scale_x_[i] = static_cast<T>(call_.range_x[from].scale);
       low_y_[i] = static_cast<T>(call_.range_y[from].low), scale_y_[i] = static_cast<T>(call_.range_y[from].scale);
     }
-    x_ = bands_of(level_.x), y_ = bands_of(level_.y);
-    if (seeded_) seed_ = bands_of(level_.seed);
-    if (level_.map.data) map_ = bands_of(level_.map);
-    if (sides) grad_x_ = bands_of(level_.grad_x);
-    if (sides == 2) grad_y_ = bands_of(level_.grad_y);
+    x_ = {bands_, level_.x}, y_ = {bands_, level_.y};
+    if (seeded_) seed_ = {bands_, level_.seed};
+    if (level_.map.data) map_ = {bands_, level_.map};
+    if (sides) grad_x_ = {bands_, level_.grad_x};
+    if (sides == 2) grad_y_ = {bands_, level_.grad_y};
   }
 
   // ---- memory ----
@@ -147,7 +131,7 @@ class UnitKernel {
     static_assert((kRing * (kPixelStride + kPartialStride) + kFiltered + (kRows + 1) * kSpan * lanes) *
                       static_cast<int64_t>(sizeof(T)) <=
                   kWorkspaceBytes);
-    if (mirror_left_ || mirror_right_) fold_column_taps();
+    column_taps_.lay_out(p_.taps, mirror_left_, mirror_right_, origin_, width_, level_.w);
   }
 
   static constexpr int64_t kPixelStride = kRowStride<T, 2>, kPartialStride = kRowStride<T, maps>;
@@ -160,81 +144,6 @@ class UnitKernel {
 
   void clear_partials(T* row) const { __builtin_memset(row + keep0_ * partial, 0, bytes((keep1_ - keep0_) * maps)); }
 
-  // A tensor, and where row0 of each lane's band begins in it.
-  struct Bands {
-    const View* view;
-    bool dense;  // its rows are used in place
-    int64_t start[lanes];
-  };
-
-  Bands bands_of(const View& view) const {
-    Bands bands;
-    bands.view = &view;
-    bands.dense = view.dtype == (sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64) && view.stride_w == 1;
-    for (int i = 0; i < lanes; ++i)
-      bands.start[i] = band_[i].n * view.stride_n + band_[i].c * view.stride_c + band_[i].row0 * view.stride_h;
-    return bands;
-  }
-
-  // Reads `count` columns of a tensor from (row0 + row, column) on and calls put(column, vector) for each. A row
-  // outside is read mirrored, or at the nearest inside.
-  template <class Put>
-  SSIM_INLINE void read(const Bands& bands, int64_t row, int64_t height, int64_t column, int64_t count,
-                        const Put& put) {
-    const View& view = *bands.view;
-    const int64_t across = column * view.stride_w;
-    const T* from[lanes];
-    for (int i = 0; i < lanes; ++i) {
-      int64_t at = row, in_plane = band_[i].row0 + row;
-      if (in_plane < 0 || in_plane >= height)
-        at = (reflect_ ? mirrored(in_plane, height) : in_plane < 0 ? 0 : height - 1) - band_[i].row0;
-      const int64_t offset = bands.start[i] + at * view.stride_h + across;
-      if (bands.dense) {
-        from[i] = static_cast<const T*>(view.data) + offset;
-      } else {
-        call_.access.load(scratch_ + i * kSpan, view, offset, count);
-        from[i] = scratch_ + i * kSpan;
-      }
-    }
-    gather(from, count, put);
-  }
-
-  // Rows of a tensor on their way into the cache, a few lines at a time while something else is computed: of all at
-  // once, most would wait for the first ones.
-  class Fetch {
-   public:
-    // Rows [row, end) of every band, in so many parts.
-    Fetch(const Bands& bands, int64_t row, int64_t end, int64_t column, int64_t count, int64_t parts)
-        : from_(static_cast<const T*>(bands.view->data) + column),
-          start_(bands.start),
-          stride_(bands.view->stride_h),
-          row_(row),
-          count_(count),
-          left_(bands.dense && end > row ? (end - row) * lanes : 0),
-          each_((left_ + parts - 1) / parts) {}
-
-    void some() {
-      const int64_t n = smaller(each_, left_);
-      left_ -= n;
-      for (int64_t i = 0; i < n; ++i) {
-        const T* const row = from_ + start_[lane_] + row_ * stride_;
-        for (int64_t j = 0; j < count_ + kLine; j += kLine) __builtin_prefetch(row + j);
-        if (++lane_ == lanes) lane_ = 0, ++row_;
-      }
-    }
-
-   private:
-    static constexpr int64_t kLine = 64 / sizeof(T);
-    const T* const from_;
-    const int64_t* const start_;
-    const int64_t stride_;
-    int64_t row_;
-    const int64_t count_;
-    int64_t left_;
-    const int64_t each_;
-    int lane_ = 0;
-  };
-
   // Small planes stay in the cache of themselves.
   int64_t fetch_end(int64_t end, int64_t rows) const {
     const bool small = unit_.rows * level_.w * lanes * static_cast<int64_t>(sizeof(T)) <= kSmallPlanes;
@@ -243,36 +152,23 @@ class UnitKernel {
 
   // Seeds of row `row` of a map, from the map's column `column` on.
   void read_seeds(int64_t row, int64_t height, int64_t column, int64_t count, T* to) {
-    read(seed_, row, height, column, count,
-         [&](int64_t j, V v) __attribute__((always_inline)) { store(to + j * lanes, v); });
+    access().read(seed_, row, height, column, count,
+                  [&](int64_t j, V v) __attribute__((always_inline)) { store(to + j * lanes, v); });
   }
 
-  // Writes `count` vectors, `stride` vectors apart, to a tensor at (row0 + row, column), as far as bands have that row.
-  void write(const Bands& bands, int64_t row, const Rows& inside, int64_t column, int64_t count, const T* values,
-             int64_t stride) {
-    const View& view = *bands.view;
-    const int64_t offset = row * view.stride_h + column * view.stride_w;
-    T* to[lanes];
-    for (int i = 0; i < lanes; ++i) {
-      const bool there = bands.dense && i < unit_.count && (inside.all || inside.mask[i]);
-      to[i] = there ? static_cast<T*>(view.data) + bands.start[i] + offset : scratch_ + i * kSpan;
-    }
-    scatter(values, stride, count, to);
-    for (int i = 0; !bands.dense && i < unit_.count; ++i)
-      if (inside.all || inside.mask[i]) call_.access.store(to[i], view, bands.start[i] + offset, count);
-  }
+  BandAccess<T> access() const { return {bands_, call_.access, reflect_, scratch_}; }
 
   // Lanes hold the sums of a row, few enough pixels to stay exact to their last bits; rows add up in double.
   void add(double UnitSums::* sum, V values, const Rows& inside, double factor = 1) {
     for (int i = 0; i < unit_.count; ++i)
-      if (inside.all || inside.mask[i]) call_.sums[i].*sum += values[i] * factor;
+      if (inside.has(i)) call_.sums[i].*sum += values[i] * factor;
   }
 
   // ---- x and y ----
 
   // Row `row` of u and v.
   void load_row(int64_t row, T* out) {
-    const Rows inside = rows(row, 0);
+    const Rows inside = bands_.rows(row, 0);
     if (!inside.any && !reflect_) {
       __builtin_memset(out + fill0_ * pixel, 0, bytes((fill1_ - fill0_) * 2));
       return;
@@ -280,9 +176,10 @@ class UnitKernel {
     const int64_t column = origin_ + load0_, count = load1_ - load0_;
     T* own = out + load0_ * pixel;
     const V low_x = low_x_, scale_x = scale_x_, low_y = low_y_, scale_y = scale_y_;
-    read(x_, row, level_.h, column, count,
-         [&](int64_t j, V x) __attribute__((always_inline)) { store(own + j * pixel, (x - low_x) * scale_x); });
-    read(y_, row, level_.h, column, count, [&](int64_t j, V y) __attribute__((always_inline)) {
+    access().read(x_, row, level_.h, column, count, [&](int64_t j, V x) __attribute__((always_inline)) {
+      store(own + j * pixel, (x - low_x) * scale_x);
+    });
+    access().read(y_, row, level_.h, column, count, [&](int64_t j, V y) __attribute__((always_inline)) {
       const V x = load(own + j * pixel);
       y = (y - low_y) * scale_y;
       store(own + j * pixel, x + y);
@@ -365,7 +262,7 @@ class UnitKernel {
     Rows inside[kRows];
     bool any = false;
     for (int i = 0; i < kRows; ++i) {
-      inside[i] = rows(q + i, margin_);
+      inside[i] = bands_.rows(q + i, margin_);
       any |= inside[i].any;
       if (sides && !inside[i].any) clear_partials(partials_row(at + i));
       if (seeded_ && inside[i].any)  // a map's rows begin `margin` rows below the plane's
@@ -373,10 +270,10 @@ class UnitKernel {
     }
     if (!any) return;
     V sums[kRows] = {}, seeds[kRows] = {};
-    const int64_t next = larger(0, q + kRows + kRadius), end = fetch_end(next + kRows, level_.h - highest_);
+    const int64_t next = larger(0, q + kRows + kRadius), end = fetch_end(next + kRows, level_.h - bands_.highest);
     const int64_t parts = (keep1_ - keep0_ + kColumns - 1) / kColumns;
-    Fetch x(x_, next, end, origin_ + load0_, load1_ - load0_, parts);
-    Fetch y(y_, next, end, origin_ + load0_, load1_ - load0_, parts);
+    Fetch<T> x(x_, next, end, origin_ + load0_, load1_ - load0_, parts);
+    Fetch<T> y(y_, next, end, origin_ + load0_, load1_ - load0_, parts);
     filter_groups<Column::kPixel, moments>(
         phase, pixels_ring_, fill0_, fill1_, keep0_, keep1_, [](int64_t, int64_t, int64_t) {},
         [&](auto slot, int64_t c, int64_t n) __attribute__((always_inline)) {
@@ -400,8 +297,8 @@ class UnitKernel {
     for (int i = 0; i < kRows; ++i) {
       // Without gradients a unit has no pixels but its own.
       if (!sides && level_.map.data && inside[i].any)
-        write(map_, q + i - margin_, inside[i], origin_ + keep0_ - margin_, keep1_ - keep0_,
-              partials_row(at + i) + keep0_ * partial, maps);
+        access().write(map_, q + i - margin_, inside[i], origin_ + keep0_ - margin_, keep1_ - keep0_,
+                       partials_row(at + i) + keep0_ * partial, maps);
       if (!inside[i].any || q + i < 0 || q + i >= unit_.rows) continue;
       add(&UnitSums::ssim, sums[i], inside[i]);
       if (!seeded_) seeds[i] += static_cast<T>(larger(0, smaller(own1_, keep1_) - larger(own0_, keep0_)));
@@ -456,16 +353,17 @@ class UnitKernel {
     bool folds[kRows] = {};
     V folded[kRows][kTaps];
     for (int i = 0; i < kRows; ++i) {
-      inside[i] = rows(p + i, 0);
+      inside[i] = bands_.rows(p + i, 0);
       inside[i].any = inside[i].any && p + i >= 0 && p + i < unit_.rows;
-      if (reflect_ && inside[i].any) folds[i] = fold_row_taps(p + i, folded[i]);
+      if (reflect_ && inside[i].any) folds[i] = fold_row_taps(p_.taps, bands_, p + i, folded[i]);
       if (by_l1_ != 0 && seeded_ && inside[i].any)
         read_seeds(p + i, level_.h, origin_ + own0_, own1_ - own0_, seeds_row(i));
     }
     V grads[kRows][2] = {}, grad_values[kRows][2] = {};
     const bool simple = sides == 1 && by_l1_ == 0 && !tracks_extremes() && !mirror_left_ && !mirror_right_;
-    const int64_t end = fetch_end(p + kRows, smaller(unit_.rows, level_.h - highest_));
-    Fetch of_x(grad_x_, larger(0, p), end, origin_ + own0_, own1_ - own0_, (own1_ - own0_ + kColumns - 1) / kColumns);
+    const int64_t end = fetch_end(p + kRows, smaller(unit_.rows, level_.h - bands_.highest));
+    Fetch<T> of_x(grad_x_, larger(0, p), end, origin_ + own0_, own1_ - own0_,
+                  (own1_ - own0_ + kColumns - 1) / kColumns);
     filter_groups<Column::kPartials, maps>(
         phase, partials_ring_, keep0_, keep1_, own0_, own1_,
         [&](int64_t slot, int64_t from, int64_t to) {
@@ -494,11 +392,11 @@ class UnitKernel {
     for (int i = 0; i < kRows; ++i) {
       if (!inside[i].any) continue;
       const T* const values = pixels_row(at + i - kRadius) + own0_ * pixel;
-      write(grad_x_, p + i, inside[i], origin_ + own0_, own1_ - own0_, values, 2);
-      if (sides == 2) write(grad_y_, p + i, inside[i], origin_ + own0_, own1_ - own0_, values + lanes, 2);
+      access().write(grad_x_, p + i, inside[i], origin_ + own0_, own1_ - own0_, values, 2);
+      if (sides == 2) access().write(grad_y_, p + i, inside[i], origin_ + own0_, own1_ - own0_, values + lanes, 2);
       if (!tracks_extremes()) continue;
       for (int lane = 0; lane < unit_.count; ++lane) {
-        if (!inside[i].all && !inside[i].mask[lane]) continue;
+        if (!inside[i].has(lane)) continue;
         for (int side = 0; side < sides; ++side) {
           call_.sums[lane].grad[side] += grads[i][side][lane];
           call_.sums[lane].grad_value[side] += grad_values[i][side][lane] * 0.5;  // u + v = 2 x'
@@ -550,57 +448,9 @@ class UnitKernel {
     }
   }
 
-  // ---- mirrored borders ----
-  //
-  // The adjoint of mirroring folds back what the filter gives to the images of a row (or column): its taps, where they
-  // see the partials of those images, are added to its own.
-
-  // The taps of `position` with those of its images; whether it has any.
-  bool fold_taps(int64_t position, int64_t length, T* taps) const {
-    for (int k = 0; k < kTaps; ++k) taps[k] = static_cast<T>(p_.taps[k]);
-    if (position > kRadius && position < length - 1 - kRadius) return false;
-    bool folded = false;
-    const auto add_image = [&](int64_t image) {
-      if (mirrored(image, length) != position) return;
-      folded = true;
-      for (int k = 0; k < kTaps; ++k) {
-        const int64_t at = image + k - position;  // the tap of `position` that sees what tap k of the image sees
-        if (at >= 0 && at < kTaps) taps[at] += static_cast<T>(p_.taps[k]);
-      }
-    };
-    for (int64_t d = 1; d <= kRadius; ++d) {
-      add_image(-d);
-      add_image(length - 1 + d);
-    }
-    return folded;
-  }
-
-  // The same for row p of each lane's band; whether any has images.
-  bool fold_row_taps(int64_t p, V* taps) const {
-    bool folded = false;
-    for (int lane = 0; lane < lanes; ++lane) {
-      T own[kTaps] = {};
-      const int64_t row = band_[lane].row0 + p;
-      if (row >= 0 && row < level_.h) folded |= fold_taps(row, level_.h, own);
-      for (int k = 0; k < kTaps; ++k) taps[k][lane] = own[k];
-    }
-    return folded;
-  }
-
-  static constexpr int kFolded = kRadius + 1;  // columns at either border that may have images
-
-  void fold_column_taps() {
-    for (int64_t d = 0; d < smaller(kFolded, width_); ++d) {
-      fold_taps(origin_ + d, level_.w, left_taps_[d]);
-      fold_taps(origin_ + width_ - 1 - d, level_.w, right_taps_[d]);
-    }
-  }
-
   // Column c anew, the t-th of those filtered along row i.
   void fold_column(V (&f)[maps][kColumns], int i, int64_t t, int64_t c) const {
-    const T* taps = mirror_left_ && c < kFolded              ? left_taps_[c]
-                    : mirror_right_ && c >= width_ - kFolded ? right_taps_[width_ - 1 - c]
-                                                             : nullptr;
+    const T* const taps = column_taps_.of(c);
     if (!taps) return;
     for (int k = 0; k < maps; ++k) {
       f[k][t] = V{};
@@ -612,25 +462,23 @@ class UnitKernel {
   const Problem& p_;
   const Level& level_;
   const Unit& unit_;
+  const Bands<T> bands_;
   const bool seeded_;
-  int64_t margin_;            // pixels that "valid" leaves out
-  int64_t origin_, width_;    // first column with partials, and their number
-  int64_t own0_, own1_;       // the unit's own columns, local
-  int64_t load0_, load1_;     // columns of x and y that are read, local
-  int64_t fill0_, fill1_;     // and with mirror images
-  int64_t keep0_, keep1_;     // columns that are in the map, local
-  int64_t lowest_, highest_;  // row0 of all bands
+  int64_t margin_;          // pixels that "valid" leaves out
+  int64_t origin_, width_;  // first column with partials, and their number
+  int64_t own0_, own1_;     // the unit's own columns, local
+  int64_t load0_, load1_;   // columns of x and y that are read, local
+  int64_t fill0_, fill1_;   // and with mirror images
+  int64_t keep0_, keep1_;   // columns that are in the map, local
   bool reflect_, mirror_left_, mirror_right_;
-  Band band_[lanes];
-  Bands x_, y_, seed_, map_, grad_x_, grad_y_;
-  Mask row0_;
+  BandTensor<T> x_, y_, seed_, map_, grad_x_, grad_y_;
   V low_x_, scale_x_, low_y_, scale_y_;
   V by_x_, by_y_;  // from a filtered partial to a gradient
   T by_l1_;
   V taps_[kRadius + 1];
   Constants<T> constants_;
   T *pixels_ring_, *partials_ring_, *filtered_, *seeds_, *scratch_;
-  T left_taps_[kFolded][kTaps], right_taps_[kFolded][kTaps];
+  ColumnTaps<T> column_taps_;
 };
 
 template <class T, Form form>

@@ -197,13 +197,8 @@ DeviceLimits device_limits() {
           attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
 }
 
-void run_cuda(const Problem& problem, std::vector<Level> levels, bool per_sample, void* values,
+void run_cuda(const Problem& problem, const std::vector<Level>& levels, bool per_sample, void* values,
               const CudaContext& context) {
-  for (Level& level : levels)
-    if (level.grad_y.data && !level.grad_x.data) {  // SSIM is symmetric: the lean kernel knows a gradient of x only
-      std::swap(level.x, level.y);
-      std::swap(level.grad_x, level.grad_y);
-    }
   if (levels[0].x.dtype == DType::kFloat64)
     run_as<double>(problem, levels, per_sample, values, context);
   else

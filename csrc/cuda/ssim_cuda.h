@@ -21,7 +21,7 @@ DeviceLimits device_limits();
 
 // Computes the levels, like run_cpu. Value n of level l goes to element l * samples + n of `values` on the device
 // (double for double inputs, else float), where samples is N for per_sample, else 1; values may be null.
-void run_cuda(const Problem& problem, std::vector<Level> levels, bool per_sample, void* values,
+void run_cuda(const Problem& problem, const std::vector<Level>& levels, bool per_sample, void* values,
               const CudaContext& context);
 
 // A gradient, and its factor: element `factor` + n * `sample_stride` of the factors, over `divisor`.

@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
@@ -86,7 +88,17 @@ def test_turns_are_interleaved_and_slow_ones_get_fewer(monkeypatch):
     x, y = measure.images((1, 1, 4, 4), "cpu")
     seconds = measure.times({"a": noted("a"), "b": noted("b")}, x, y, rounds=9)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
-    assert order[-6:] == ["a", "b"] * 3
+    assert order[-6:] == ["a", "b", "b", "a", "a", "b"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 13, 14])
+def test_everybody_comes_after_everybody_else(count):
+    size = count + count % 2
+    orders = [measure.order(count, number) for number in range(size)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    follows = Counter(pair for order in orders for pair in pairwise(order))
+    # Once each; of an odd count, once more those that stand on either side of the place that is left out.
+    assert set(follows) == set(permutations(range(count), 2)) and max(follows.values(), default=1) <= 1 + count % 2
 
 
 HELD = """

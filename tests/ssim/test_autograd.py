@@ -62,6 +62,32 @@ def test_no_gradient_for_a_teacher(kernel_once):
     assert len(allocated) == 1
 
 
+FUNCTIONS = {
+    "sum": lambda x, y, w, **k: fused_ssim.ssim(x, y, weight=w, **k),
+    "map": lambda x, y, w, **k: fused_ssim.ssim(x, y, reduction="none", padding="valid", **k),
+    "l1": lambda x, y, w, **k: fused_ssim.l1_ssim_loss(x, y, weight=w, padding="reflect", **k),
+    "ranges": lambda x, y, w, **k: fused_ssim.pyramid_ssim_loss(
+        [x, x[:, :, 2:]], [y, y[:, :, 2:]], normalize="channel", detach_range=False, **k
+    ),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_one_side_alone_gets_what_both_get(kernel_once, function):
+    """Kernels know a gradient of x, or of both: the two sides change places for that of y."""
+    x, y = (2 * t for t in inputs(kernel_once.device))
+    y = y.flip(3) - 1  # unlike x in its range too
+    weight = pair(SHAPE, seed=1)[0].to(kernel_once.device)
+
+    def gradient(*wanted):
+        sides = [t.detach().requires_grad_(side in wanted) for side, t in enumerate((x, y))]
+        value = FUNCTIONS[function](*sides, weight, backend=kernel_once.name)
+        return torch.autograd.grad(value.sum(), [sides[side] for side in wanted])
+
+    for one, want in zip((gradient(0), gradient(1)), gradient(0, 1), strict=True):
+        assert_close(one[0], want, LIMIT.gradient, "gradient")
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "sample", "none"])
 def test_backward_twice_gives_the_same(backend, reduction):
     x, y = inputs(backend.device, True)
