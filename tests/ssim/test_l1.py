@@ -28,6 +28,19 @@ def compare(backend, shape, limit=LIMIT, scale=1.0, **options):
         assert_close(g.cpu(), w, limit.gradient, what)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 6, 366), (1, 1, 70, 368)], ids=str)
+def test_training_on_maps_in_pieces(backend, shape):
+    """The gradient by x alone; each pixel of strips and bands counts once."""
+    x, y = pair(shape)
+    x.requires_grad_()
+    want = l1_ssim(x.double(), y.double())
+    value = fused_ssim.l1_ssim_loss(x.to(backend.device), y.to(backend.device), backend=backend.name)
+    assert_close(value.cpu(), want, LIMIT.value, "value")
+    wide = x.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(l1_ssim(wide, y.double()), wide)
+    assert_close(torch.autograd.grad(value, x)[0].cpu(), expected, LIMIT.gradient, "gradient by x")
+
+
 @pytest.mark.parametrize("ssim_weight", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "sample", "none"])
 @pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
