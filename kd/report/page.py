@@ -236,12 +236,14 @@ def _differences(configured: Sequence[tuple[Result, RunFolder]]) -> list[str]:
     """The options that differ between the runs and the runs, of which the more go down the table."""
     options = [flat(run.config) for _, run in configured]
     keys = [key for key in dict.fromkeys(k for f in options for k in f) if not key.startswith(NOT_COMPARED)]
-    differing = [key for key in keys if len({str(f.get(key, "-")) for f in options}) > 1]
+    # Where a whole section is null (the student alone has no teacher), that says it: not again by each of its options.
+    having = {key: [f for f in options if not any(parent in f for parent in _parents(key))] for key in keys}
+    differing = [key for key in keys if len({_value(f, key) for f in having[key]}) > 1]
     if len(configured) < 2 or not differing:
         return []
     several = len({result.seed for result, _ in configured}) > 1
     names = [_words(result)[1] + (f", seed {result.seed}" if several else "") for result, _ in configured]
-    cells = [["", *names], *([key, *(str(values.get(key, "-")) for values in options)] for key in differing)]
+    cells = [["", *names], *([key, *(_value(values, key) for values in options)] for key in differing)]
     if len(names) > len(differing):
         cells = [list(line) for line in zip(*cells, strict=True)]
     title = html.escape(_words(configured[0][0])[0])
@@ -251,6 +253,18 @@ def _differences(configured: Sequence[tuple[Result, RunFolder]]) -> list[str]:
         + "".join(_line("td", line) for line in cells[1:])
         + "</table></div>",
     ]
+
+
+def _parents(key: str) -> list[str]:
+    """Of a dotted name those of the sections it is in."""
+    parts = key.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
+
+
+def _value(options: Mapping[str, object], key: str) -> str:
+    if key in options:
+        return str(options[key])
+    return "given" if any(other.startswith(f"{key}.") for other in options) else "-"
 
 
 def _line(tag: str, cells: Sequence[str]) -> str:

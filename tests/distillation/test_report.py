@@ -57,6 +57,8 @@ def test_page_of_a_comparison(compared, tmp_path, capsys):
     differences = page.text.split("What differs between the runs of RetinaNet")[1].split("Whole configurations")[0]
     assert all(row["model"] in differences for row in rows) and "model.loss" in differences
     assert "optimizer.name" not in differences
+    # That the student alone has no teacher is one line, not one for each of the teacher's options.
+    assert "model.teacherNone" in differences.replace("given", "") and "model.teacher.name" not in differences
 
 
 def test_code_in_notes(tmp_path):
