@@ -156,10 +156,20 @@ class DetectionTraining(pl.LightningModule):
         self.log("loss", total.detach(), prog_bar=True, batch_size=size)
         self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True, batch_size=size)
         self.log_dict({f"distill/{k}": v for k, v in self.distiller.level_losses.items()}, batch_size=size)
-        for level, parts in self.distiller.level_components.items():
-            names = (f"{part}/{level}" for part in ("luminance", "contrast", "structure"))
-            self.log_dict(dict(zip(names, parts, strict=True)), batch_size=size)
+        self._log_components()
         return total
+
+    def _log_components(self) -> None:
+        """Not by ``self.log``, which writes the last value again in every step that is logged, measured or not, and
+        no step in between: a curve of stairs, each a few steps late."""
+        measured = {
+            f"{part}/{level}": float(value)
+            for level, parts in self.distiller.level_components.items()
+            for part, value in zip(("luminance", "contrast", "structure"), parts, strict=True)
+        }
+        if measured:
+            for logger in self.loggers:
+                logger.log_metrics(measured, step=self.global_step)
 
     def check_weights(self) -> None:
         """Raise :class:`NonFiniteLossError` unless all weights that a checkpoint would hold are finite."""

@@ -14,6 +14,8 @@ from torchvision.ops import nms
 SHOWN_SCORE = 0.3
 #: Of boxes that overlap more than this (IoU) only the best is drawn: labels on top of each other can't be read.
 SHOWN_OVERLAP = 0.5
+#: About a label's height, as a share of the picture's.
+LABEL = 0.07
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 
 
@@ -47,5 +49,9 @@ def _box(axes: Axes, box: Tensor, label: int, text: str, dashed: bool = False) -
     colour = COLOURS[label % len(COLOURS)]
     style = "--" if dashed else "-"
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.3, linestyle=style))
-    axes.text(x1, y1, text, fontsize=6, color="white", va="bottom", clip_on=True,
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    # Above the box from its left corner, but never beyond the picture, which would cut the label off.
+    at_top, at_right = y1 < LABEL * height, x1 > (1 - 3 * LABEL) * width
+    axes.text(min(x2, width) if at_right else max(x1, 0), max(y1, 0) if at_top else y1, text, fontsize=6, color="white",
+              va="top" if at_top else "bottom", ha="right" if at_right else "left", clip_on=True,
               bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip

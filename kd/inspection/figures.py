@@ -104,7 +104,8 @@ def heat(inspection: Inspection) -> Figure:
     figure, grid = _grid(inspection, rows=2, columns=1 + len(inspection.levels))
     for row, name in zip(grid, ("squared error", "SSIM loss"), strict=True):
         _picture(row[0], inspection)
-        row[0].set_title(name, fontsize=8)
+        row[0].set_ylabel(name, fontsize=8)
+        row[0].set_title("picture", fontsize=8)
         for axes, level in zip(row[1:], inspection.levels, strict=True):
             values = level.squared_error if name == "squared error" else level.ssim_loss
             _picture(axes, inspection)

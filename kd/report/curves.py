@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from kd.run_folder import Curves
 
 PARTS = ("luminance", "contrast", "structure")
 #: Logged quantities that are no loss of the detector.
 NO_DETECTION_LOSS = ("loss", "loss_distill", "AP", "AP50", "AP75", "APS", "APM", "APL")
-#: Panels in a row.
+#: Panels in a row, at most.
 ROW = 3
 PANEL = (3.5, 2.5)
 
@@ -75,8 +76,8 @@ def _by_level(curves: Curves, quantity: str) -> Curves:
 
 
 def _grid(panels: int, row: int = ROW) -> tuple[Figure, list[Axes]]:
-    columns = min(panels, row)
-    rows = -(-panels // columns)
+    rows = -(-panels // row)
+    columns = -(-panels // rows)  # four panels are two rows of two, not three and one
     width, height = PANEL[0] * ROW / row, PANEL[1]
     figure = Figure(figsize=(width * columns, height * rows + 0.3), layout="constrained", facecolor="white")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -93,6 +94,15 @@ def _finish(axes: Axes, title: str, *, logarithmic: bool) -> None:
     values = [value for line in axes.lines for value in line.get_ydata()]
     if logarithmic and values and min(values) > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_PlainLog())
+        axes.yaxis.set_minor_formatter(_PlainLog())
+
+
+class _PlainLog(LogFormatter):
+    """Labels the ticks that matplotlib would label, but with 0.4 instead of 4 x 10^-1."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _legend(figure: Figure, grid: Sequence[Axes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,16 +22,18 @@ from kd.report import curves
 from kd.run_folder import RunFolder, flat
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222;
+  background: #fff; }
 h1 { font-size: 1.7em; line-height: 1.2; } h2 { margin-top: 2em; border-bottom: 2px solid #ddd; }
 h3 { margin: 1.6em 0 .3em; } img { max-width: 100%; display: block; } .note { color: #555; max-width: 60em; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .25em .6em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #999; } td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left; }
 tr.best td { font-weight: 600; } tr.first td { border-top: 2px solid #999; }
-table.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+table.settings td, table.settings th { text-align: left; vertical-align: top; white-space: normal; }
+table.settings td:first-child { white-space: nowrap; } table.settings th { overflow-wrap: anywhere; min-width: 7em; }
 pre { background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: 12px; } summary { cursor: pointer; }
-nav a { margin-right: 1.2em; }
+nav { margin-bottom: 1em; } nav a { margin-right: 1.2em; } h4 { margin: 1.4em 0 .2em; }
 """
 IMAGES_SHOWN = 5
 #: Images whose features are drawn, and students for which that is done.
@@ -63,7 +66,7 @@ def write_report(
         facts: what else to state, name -> value.
     """
     detectors = list(dict.fromkeys(result.detector for result in results))
-    parts = [_table(table), *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
+    parts = [_table(table), *(_note(note) for note in (_columns_note(table), *notes))]
     for k, detector in enumerate(detectors):
         own = [result for result in results if result.detector == detector]
         parts.append(f'<h2 id="detector{k}">{html.escape(_words(own[0])[0])}</h2>')
@@ -78,6 +81,19 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'<!doctype html><html lang="en">{head}{body}</html>', encoding="utf-8")
     return path
+
+
+def _columns_note(table: Sequence[Row]) -> str:
+    """The unit of the figures, and what the short headings stand for."""
+    shown = {COLUMNS[k] for k in shown_columns(table)}
+    said = ["COCO's AP on the validation images, in percent; the best student of each detector is bold."]
+    if sizes := [f"{k} {word}" for k, word in (("S", "small"), ("M", "medium"), ("L", "large")) if k in shown]:
+        said.append(f"{', '.join(sizes)} objects, by COCO's areas in pixels of the image files.")
+    if "step ms" in shown:
+        said.append("step ms: median time of a training step.")
+    if "overhead %" in shown:
+        said.append("overhead %: over a plain step with the teacher's forward pass, measured side by side.")
+    return " ".join(said)
 
 
 def _words(result: Result) -> tuple[str, str]:
@@ -112,13 +128,17 @@ def _detector(results: Sequence[Result]) -> list[str]:
     if lines:
         parts.append("<h3>Learning curves</h3>")
         if len(lines) > CURVES_SHOWN:
-            parts.append(f'<p class="note">The first {CURVES_SHOWN} of {len(lines)} trainings.</p>')
+            parts.append(_note(f"The first {CURVES_SHOWN} of {len(lines)} trainings."))
+        parts.append(
+            _note("Losses on a logarithmic axis; the detector's are smoothed (moving average), all else is as logged.")
+        )
         parts.append(_image(curves.losses(dict(list(lines.items())[:CURVES_SHOWN])), "learning curves"))
     distilled = [r for r in shown if id(r) in runs and runs[id(r)].model["loss"] != "none" and r.method != "teacher"]
     for result in distilled:
         by_level = curves.levels(runs[id(result)].curves())
         if by_level is not None:
             parts.append(f"<h3>{html.escape(_words(result)[1])}: level by level</h3>")
+            parts.append(_note("Levels of the FPN, the first the finest; the loss without its weight."))
             parts.append(_image(by_level, "curves by level"))
     for result in distilled:
         parts += _inspected(result, runs[id(result)])
@@ -158,8 +178,10 @@ def _detections(results: Sequence[Result], runs: Mapping[int, RunFolder]) -> lis
         axes.set_title(name, fontsize=9)
     return [
         "<h3>Detections</h3>",
-        '<p class="note">On validation images with objects, chosen by position; with a score of at least '
-        f"{boxes.SHOWN_SCORE}, of overlapping boxes the best. Crowds are dashed.</p>",
+        _note(
+            "On validation images with objects, chosen by position; with a score of at least "
+            f"{boxes.SHOWN_SCORE} (written in percent), of overlapping boxes the best. Crowds are dashed."
+        ),
         _image(figure, "detections"),
     ]
 
@@ -173,12 +195,19 @@ def _inspected(result: Result, run: RunFolder) -> list[str]:
     parts = [f"<h3>{html.escape(_words(result)[1])}: features beside the teacher's</h3>"]
     for position in _spread_with_objects(data, IMAGES_INSPECTED + 2)[1:-1]:
         inspection = inspect_image(distiller, data[position][0], teacher_detects=False)
+        parts.append(f"<h4>{html.escape(data.records[position].file_name)}</h4>")
         for kind, words in (
-            ("features", "Features as the loss sees them"),
-            ("maps", "Where they differ, mean over channels"),
-            ("heat", "The same over the picture, each map by its own largest value"),
+            (
+                "heat",
+                "Where the features differ, over the picture: dark least, bright most, each map by its largest value.",
+            ),
+            ("maps", "The same in figures, means over channels; one scale per column."),
+            (
+                "features",
+                "The features behind the adapter, rescaled to [0, 1]; teacher and student of a pair share one scale.",
+            ),
         ):
-            parts.append(f'<p class="note">{words}:</p>' + _image(getattr(figures, kind)(inspection), kind))
+            parts.append(_note(words) + _image(getattr(figures, kind)(inspection), kind))
     return parts
 
 
@@ -192,17 +221,9 @@ def _settings(results: Sequence[Result], facts: Mapping[str, object]) -> list[st
     """Facts, what differs between the runs, and every run's whole configuration."""
     parts = [_pairs({name: str(value) for name, value in facts.items()})] if facts else []
     configured = [(r, RunFolder(r.folder)) for r in results if (Path(r.folder) / "config.yaml").is_file()]
-    options = [flat(run.config) for _, run in configured]
-    keys = [key for key in dict.fromkeys(k for f in options for k in f) if not key.startswith(NOT_COMPARED)]
-    differing = [key for key in keys if len({str(f.get(key, "-")) for f in options}) > 1]
-    if len(configured) > 1 and differing:
-        parts.append("<h3>What differs between the runs</h3>")
-        head = "<tr><th>run</th>" + "".join(f"<th>{html.escape(key)}</th>" for key in differing) + "</tr>"
-        lines = []
-        for (result, _), values in zip(configured, options, strict=True):
-            cells = [f"{result.title}, seed {result.seed}", *(str(values.get(key, "-")) for key in differing)]
-            lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-        parts.append(f'<div class="wide"><table class="settings">{head}{"".join(lines)}</table></div>')
+    # Detector by detector: two detectors differ in so much that nobody would find what their students differ in.
+    for detector in dict.fromkeys(result.detector for result, _ in configured):
+        parts += _differences([(result, run) for result, run in configured if result.detector == detector])
     parts.append("<h3>Whole configurations</h3>")
     for result, run in configured:
         text = html.escape(yaml.safe_dump(run.config, sort_keys=False))
@@ -211,13 +232,58 @@ def _settings(results: Sequence[Result], facts: Mapping[str, object]) -> list[st
     return parts
 
 
+def _differences(configured: Sequence[tuple[Result, RunFolder]]) -> list[str]:
+    """The options that differ between the runs and the runs, of which the more go down the table."""
+    options = [flat(run.config) for _, run in configured]
+    keys = [key for key in dict.fromkeys(k for f in options for k in f) if not key.startswith(NOT_COMPARED)]
+    # Where a whole section is null (the student alone has no teacher), that says it: not again by each of its options.
+    having = {key: [f for f in options if not any(parent in f for parent in _parents(key))] for key in keys}
+    differing = [key for key in keys if len({_value(f, key) for f in having[key]}) > 1]
+    if len(configured) < 2 or not differing:
+        return []
+    several = len({result.seed for result, _ in configured}) > 1
+    names = [_words(result)[1] + (f", seed {result.seed}" if several else "") for result, _ in configured]
+    cells = [["", *names], *([key, *(_value(values, key) for values in options)] for key in differing)]
+    if len(names) > len(differing):
+        cells = [list(line) for line in zip(*cells, strict=True)]
+    title = html.escape(_words(configured[0][0])[0])
+    return [
+        f"<h3>What differs between the runs of {title}</h3>",
+        f'<div class="wide"><table class="settings">{_line("th", cells[0])}'
+        + "".join(_line("td", line) for line in cells[1:])
+        + "</table></div>",
+    ]
+
+
+def _parents(key: str) -> list[str]:
+    """Of a dotted name those of the sections it is in."""
+    parts = key.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
+
+
+def _value(options: Mapping[str, object], key: str) -> str:
+    if key in options:
+        return str(options[key])
+    return "given" if any(other.startswith(f"{key}.") for other in options) else "-"
+
+
+def _line(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
 def _pairs(values: Mapping[str, str]) -> str:
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in values.items())
     return f'<table class="settings">{rows}</table>'
 
 
 def _left_out(what: str, error: Exception) -> str:
-    return f'<p class="note">Left out: {html.escape(what)} ({html.escape(str(error))}).</p>'
+    return _note(f"Left out: {what} ({error}).")
+
+
+def _note(text: str) -> str:
+    """A paragraph of plain text, in which `this` is code."""
+    with_code = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return f'<p class="note">{with_code}</p>'
 
 
 def _image(figure: Figure, description: str) -> str:

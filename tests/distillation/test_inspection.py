@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 import kd
-from kd.inspection import command
+from kd.inspection import boxes, command
 from kd.inspection.command import main
 from kd.inspection.figures import figures_of
 from kd.inspection.maps import inspect_image
@@ -136,3 +137,18 @@ def test_a_run_folder_gives_back_the_trained_models(compared):
     assert len(run.curves()["loss_distill"][0]) == 6 and "structure/0" in run.curves()
     with pytest.raises(RunFolderError, match=r"no config.yaml"):
         RunFolder(out)
+
+
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (60.0, 0.0), (60.0, 60.0), (-3.0, 30.0)])
+def test_labels_stay_on_the_picture(corner):
+    """A box at the picture's border has its label inside, where it is not cut off."""
+    figure = Figure(figsize=(2, 2), dpi=100)
+    axes = figure.add_axes((0.2, 0.2, 0.6, 0.6))
+    x, y = corner
+    target = {"boxes": torch.tensor([[x, y, x + 8, y + 8]]), "labels": torch.tensor([1])}
+    boxes.draw_truth(axes, torch.zeros(3, 64, 64), target, {1: "person"})
+    figure.draw_without_rendering()
+    (label,) = axes.texts
+    drawn, picture = label.get_window_extent(), axes.get_window_extent()
+    assert picture.x0 - 1 <= drawn.x0 and drawn.x1 <= picture.x1 + 1
+    assert picture.y0 - 1 <= drawn.y0 and drawn.y1 <= picture.y1 + 1

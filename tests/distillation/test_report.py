@@ -10,6 +10,7 @@ from training_runs import write_config
 from kd import cli
 from kd.report import curves
 from kd.report.command import main
+from kd.report.page import write_report
 
 
 class Page(html.parser.HTMLParser):
@@ -49,7 +50,23 @@ def test_page_of_a_comparison(compared, tmp_path, capsys):
     for row in rows:
         assert row["model"] in page.text and f"{row['AP']:.1f}" in page.text
     assert "A < B" in page.text and "overhead %" in page.text and f"{rows[2]['overhead_percent']:+.1f}" in page.text
-    assert page.tags.count("details") == 4 and "weight_decay" in page.text and "What differs" in page.text
+    assert page.tags.count("details") == 4 and "weight_decay" in page.text
+    assert "in percent" in page.text and "step ms: median" in page.text
+    # Below the table of figures that of the differences, whose first line or column names every run.
+    assert page.tags.count("table") == 2
+    differences = page.text.split("What differs between the runs of RetinaNet")[1].split("Whole configurations")[0]
+    assert all(row["model"] in differences for row in rows) and "model.loss" in differences
+    assert "optimizer.name" not in differences
+    # That the student alone has no teacher is one line, not one for each of the teacher's options.
+    assert "model.teacherNone" in differences.replace("given", "") and "model.teacher.name" not in differences
+
+
+def test_code_in_notes(tmp_path):
+    notes = ["`--seeds 3` measures it, 1 < 2"]
+    page = Page(
+        write_report(tmp_path / "page.html", title="t", table=[], notes=notes, results=[], facts={}).read_text()
+    )
+    assert page.tags.count("code") == 1 and "--seeds 3 measures it, 1 < 2" in page.text
 
 
 def test_what_is_gone_is_left_out_and_said(compared, tmp_path):
@@ -106,3 +123,15 @@ def test_curves_show_every_loss_once():
         "distillation loss", "luminance", "contrast", "structure"
     ]  # fmt: skip
     assert [len(axes.lines) for axes in by_level] == [1, 2, 2, 2]
+
+
+def test_panels_and_their_axes_can_be_read():
+    """Four panels are two by two, and a logarithmic axis says 0.4, not 4 x 10^-1."""
+    names = ("loss", "one", "two", "three")
+    figure = curves.losses({"run": {name: ([0, 1], [0.5, 0.3]) for name in names}})
+    figure.draw_without_rendering()
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert len(figure.axes) == 4 and (grid.nrows, grid.ncols) == (2, 2)
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels(which="both")]
+    labels = [label for label in labels if label]
+    assert labels and all(float(label) > 0 for label in labels)

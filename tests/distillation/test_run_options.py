@@ -18,6 +18,7 @@ from kd.cli import main
 from kd.distiller import Distiller
 from kd.losses import SSIMFeatureLoss
 from kd.models import build
+from kd.run_folder import learning_curves
 from kd.training import DetectionTraining, NonFiniteLossError
 
 PLAIN = {
@@ -98,6 +99,18 @@ def test_gradients_are_clipped(coco_root, tmp_path):
     # four steps of rate .01 along gradients no longer than .01
     assert 0 < moved(runs["clipped"], runs["start"]) < 4 * 0.01 * 0.01 * 1.01
     assert moved(runs["free"], runs["start"]) > 10 * 4 * 0.01 * 0.01
+
+
+def test_components_are_logged_where_they_were_measured(coco_root, tmp_path):
+    """Every second step, whichever steps the other quantities are logged in, and nowhere else."""
+    path = write_config(
+        "retinanet", coco_root, tmp_path / "run", trainer__log_every_n_steps=3, model__log_components_every=2, **PLAIN
+    )
+    main(["fit", "--config", path])
+    curves = learning_curves(tmp_path / "run")
+    assert curves["loss"][0] == [2, 5]
+    steps, values = curves["structure/0"]
+    assert steps == [0, 2, 3, 5] and len(set(values)) == 4  # two epochs of three steps
 
 
 def test_logs_saved_options_and_evaluation_without_the_teacher(coco_root, tmp_path, capsys):
