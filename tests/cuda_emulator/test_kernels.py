@@ -59,8 +59,8 @@ def test_thread_sanitizer(cases):
 
 PLANTED = {
     # the file, what stands there (once), what is put in its place
-    "barrier": ("cuda/march.cuh", "(chunk + 1);\n      }\n      __syncthreads();", "(chunk + 1);\n      }"),
-    "row": ("cuda/loads.cuh", "from.column < b_.level.w;", "from.column <= b_.level.w;"),
+    "barrier": ("cuda/march.cuh", "(chunk + 1, pixels);\n      __syncthreads();", "(chunk + 1, pixels);"),
+    "row": ("cuda/march.cuh", "column.column < block.level.w);", "column.column <= block.level.w);"),
     "slot": ("cuda/march.cuh", "b_.args.slots[unit]", "b_.args.slots[0]"),
 }
 
