@@ -122,8 +122,9 @@ struct BandAccess {
   }
 };
 
-// Rows of a tensor on their way into the cache, a few lines at a time while something else is computed: of all at once,
-// most would wait for the first ones.
+// Rows of a tensor on their way into the second cache, a few lines at a time while something else is computed: of all at
+// once, most would wait for the first ones. The first cache has no room for them: there they would drive out what the
+// filters work on, and be gone before they are used.
 template <class T>
 class Fetch {
  public:
@@ -142,7 +143,7 @@ class Fetch {
     left_ -= n;
     for (int64_t i = 0; i < n; ++i) {
       const T* const row = from_ + start_[lane_] + row_ * stride_;
-      for (int64_t j = 0; j < count_ + kLine; j += kLine) __builtin_prefetch(row + j);
+      for (int64_t j = 0; j < count_ + kLine; j += kLine) __builtin_prefetch(row + j, 0, 2);
       if (++lane_ == kLanes<T>) lane_ = 0, ++row_;
     }
   }
