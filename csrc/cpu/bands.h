@@ -73,7 +73,7 @@ struct BandTensor {
   }
 };
 
-// Reads and writes rows of tensors; what is not dense goes through `scratch`, a row of kSpan for each lane.
+// Reads and writes rows of tensors; what is not dense goes through `scratch`, two rows of kSpan for each lane.
 template <class T>
 struct BandAccess {
   static constexpr int lanes = kLanes<T>;
@@ -83,27 +83,30 @@ struct BandAccess {
   bool reflect;  // rows outside are mirrored, else the nearest inside
   T* scratch;
 
-  // Reads `count` columns of a tensor with planes of `height` rows, from (row0 + row, column) on, and calls
-  // put(column, vector) for each.
-  template <class Put>
-  SSIM_INLINE void read(const BandTensor<T>& tensor, int64_t row, int64_t height, int64_t column, int64_t count,
-                        const Put& put) const {
-    const View& view = *tensor.view;
-    const int64_t across = column * view.stride_w;
-    const T* from[lanes];
+  // Reads `count` columns of tensors with planes of `height` rows, from (row0 + row, column) on, and calls
+  // put(column, vectors) for each, of some twice.
+  template <int tensors, class Put>
+  SSIM_INLINE void read(const BandTensor<T>* const (&tensor)[tensors], int64_t row, int64_t height, int64_t column,
+                        int64_t count, const Put& put) const {
+    static_assert(tensors <= 2);
+    const T* from[tensors][lanes];
     for (int i = 0; i < lanes; ++i) {
       int64_t at = row, in_plane = bands.band[i].row0 + row;
       if (in_plane < 0 || in_plane >= height)
         at = (reflect ? mirrored(in_plane, height) : in_plane < 0 ? 0 : height - 1) - bands.band[i].row0;
-      const int64_t offset = tensor.start[i] + at * view.stride_h + across;
-      if (tensor.dense) {
-        from[i] = static_cast<const T*>(view.data) + offset;
-      } else {
-        rows.load(scratch + i * kSpan, view, offset, count);
-        from[i] = scratch + i * kSpan;
+      for (int t = 0; t < tensors; ++t) {
+        const View& view = *tensor[t]->view;
+        const int64_t offset = tensor[t]->start[i] + at * view.stride_h + column * view.stride_w;
+        if (tensor[t]->dense) {
+          from[t][i] = static_cast<const T*>(view.data) + offset;
+        } else {
+          T* const copy = scratch + (t * lanes + i) * kSpan;
+          rows.load(copy, view, offset, count);
+          from[t][i] = copy;
+        }
       }
     }
-    gather(from, count, put);
+    gather<T, tensors>(from, count, put);
   }
 
   // Writes `count` vectors, `stride` vectors apart, to a tensor at (row0 + row, column), as far as bands have that row.

@@ -23,25 +23,42 @@ inline int64_t mirrored(int64_t position, int64_t length) {  // reflect_index of
   return position < length ? position : period - position;
 }
 
-// Turns `count` pixels at each of the lanes' pointers into as many vectors, and calls put(column, vector) for each.
-template <class T, class Put>
-SSIM_INLINE void gather(const T* const* from, int64_t count, const Put& put) {
-  constexpr int lanes = kLanes<T>;
-  typename Simd<T>::V v[lanes];
-  int64_t j = 0;
-  for (; j + lanes <= count; j += lanes) {
+// Turns `count` pixels at each of the lanes' pointers, of every tensor, into as many vectors, and calls put(column,
+// vectors) for each column, of some twice.
+template <class T, int tensors, class Put>
+SSIM_INLINE void gather(const T* (*from)[kLanes<T>], int64_t count, const Put& put) {
+  constexpr int lanes = kLanes<T>, columns = kSixteen<T>;
+  const auto block = [&](int64_t j, int64_t wanted) __attribute__((always_inline)) {
+    typename Simd<T>::V v[tensors][columns];
+#pragma GCC unroll 2
+    for (int t = 0; t < tensors; ++t) {
+      const T* at[lanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) v[i] = in_register(load_unaligned(from[i] + j));
-    transpose<T>(v);
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) put(j + i, v[i]);
+      for (int i = 0; i < lanes; ++i) at[i] = from[t][i] + j;
+#pragma GCC unroll 4
+      for (int i = 0; i < columns; ++i) v[t][i] = join<T, columns>(at + i);
+      transpose_sixteen<T, columns>(v[t]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < columns; ++i) {
+      if (i == wanted) break;
+      typename Simd<T>::V column[tensors];
+      for (int t = 0; t < tensors; ++t) column[t] = v[t][i];
+      put(j + i, column);
+    }
+  };
+  T few[tensors][lanes][columns] = {};
+  if (count < columns) {
+    for (int t = 0; t < tensors; ++t)
+      for (int i = 0; i < lanes; ++i) {
+        for (int64_t j = 0; j < count; ++j) few[t][i][j] = from[t][i][j];
+        from[t][i] = few[t][i];
+      }
+    return block(0, count);
   }
-  if (j == count) return;
-  const int64_t last = larger(0, count - lanes);  // a block that overlaps the one before, where there is one
-  for (int i = 0; i < lanes; ++i)
-    v[i] = count < lanes ? load_first(from[i], static_cast<int>(count)) : load_unaligned(from[i] + last);
-  transpose<T>(v);
-  for (; j < count; ++j) put(j, v[j - last]);
+  int64_t j = 0;
+  for (; j + columns <= count; j += columns) block(j, columns);
+  if (j < count) block(count - columns, columns);
 }
 
 // The way back, from `count` vectors, `stride` vectors apart.

@@ -126,26 +126,59 @@ SSIM_INLINE V every_other(V a, V b, std::integer_sequence<int, i...>) {
       (i % (lanes / 2) / sixteen * 2 * sixteen + (odd ? sixteen : 0) + i % sixteen + (i >= lanes / 2 ? lanes : 0))...);
 }
 
-// Transposes the square of lanes: afterwards lane i of v[j] is what lane j of v[i] was. First the squares within 16
-// bytes, then the square of these: each step is one cheap instruction a vector.
-template <class T>
-SSIM_INLINE void transpose(typename Simd<T>::V* v) {
+// A vector of 16 bytes from each of the pointers, `stride` pointers apart. Where a load can leave the other lanes as they
+// are, this takes no shuffle.
+template <class T, int stride>
+SSIM_INLINE typename Simd<T>::V join(const T* const* p) {
   using V = typename Simd<T>::V;
-  constexpr int lanes = kLanes<T>, sixteen = 16 / sizeof(T), blocks = lanes / sixteen;
-  constexpr auto all = std::make_integer_sequence<int, lanes>();
+#if SSIM_VECTOR_BYTES == 64
+  const auto at = [&](int i) __attribute__((always_inline)) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(p[i * stride]));
+  };
+  __m512 v = _mm512_castps128_ps512(at(0));
+  v = _mm512_mask_broadcast_f32x4(v, 0x00f0, at(1));
+  v = _mm512_mask_broadcast_f32x4(v, 0x0f00, at(2));
+  return (V)_mm512_mask_broadcast_f32x4(v, 0xf000, at(3));
+#elif SSIM_VECTOR_BYTES == 32
+  const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(reinterpret_cast<const float*>(p[0])));
+  return (V)_mm256_insertf128_ps(low, _mm_loadu_ps(reinterpret_cast<const float*>(p[stride])), 1);
+#else
+  return load_unaligned(p[0]);
+#endif
+}
+
+// Lanes in 16 bytes.
+template <class T>
+constexpr int kSixteen = 16 / sizeof(T);
+
+// Transposes, within each 16 bytes of `count` vectors, the square of their lanes.
+template <class T, int count>
+SSIM_INLINE void transpose_sixteen(typename Simd<T>::V* v) {
+  using V = typename Simd<T>::V;
+  constexpr auto all = std::make_integer_sequence<int, kLanes<T>>();
 #pragma GCC unroll 8
-  for (int i = 0; i < lanes; i += 2) {
+  for (int i = 0; i < count; i += 2) {
     const V low = unpack<T, 1, false>(v[i], v[i + 1], all), high = unpack<T, 1, true>(v[i], v[i + 1], all);
     v[i] = low, v[i + 1] = high;
   }
-  if constexpr (sixteen == 4) {
+  if constexpr (kSixteen<T> == 4) {
 #pragma GCC unroll 4
-    for (int i = 0; i < lanes; i += 4) {
+    for (int i = 0; i < count; i += 4) {
       const V a = v[i], b = v[i + 1], c = v[i + 2], d = v[i + 3];
       v[i] = unpack<T, 2, false>(a, c, all), v[i + 1] = unpack<T, 2, true>(a, c, all);
       v[i + 2] = unpack<T, 2, false>(b, d, all), v[i + 3] = unpack<T, 2, true>(b, d, all);
     }
   }
+}
+
+// Transposes the square of lanes: afterwards lane i of v[j] is what lane j of v[i] was. First the squares within 16
+// bytes, then the square of these: each step is one cheap instruction a vector.
+template <class T>
+SSIM_INLINE void transpose(typename Simd<T>::V* v) {
+  using V = typename Simd<T>::V;
+  constexpr int lanes = kLanes<T>, sixteen = kSixteen<T>, blocks = lanes / sixteen;
+  constexpr auto all = std::make_integer_sequence<int, lanes>();
+  transpose_sixteen<T, lanes>(v);
   if constexpr (blocks > 1) {
 #pragma GCC unroll 4
     for (int e = 0; e < sixteen; ++e) {

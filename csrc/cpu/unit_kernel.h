@@ -127,8 +127,9 @@ class UnitKernel {
     partials_ring_ = take(kRing * kPartialStride, kRadius * partial);
     filtered_ = take(kFiltered, 0);
     seeds_ = take(kRows * kSpan * lanes, 0);
-    scratch_ = take(kSpan * lanes, 0);
-    static_assert((kRing * (kPixelStride + kPartialStride) + kFiltered + (kRows + 1) * kSpan * lanes) *
+    scratch_ = filtered_;  // never in use at the same time
+    static_assert(kFiltered >= 2 * kSpan * lanes);
+    static_assert((kRing * (kPixelStride + kPartialStride) + kFiltered + kRows * kSpan * lanes) *
                       static_cast<int64_t>(sizeof(T)) <=
                   kWorkspaceBytes);
     column_taps_.lay_out(p_.taps, mirror_left_, mirror_right_, origin_, width_, level_.w);
@@ -152,8 +153,8 @@ class UnitKernel {
 
   // Seeds of row `row` of a map, from the map's column `column` on.
   void read_seeds(int64_t row, int64_t height, int64_t column, int64_t count, T* to) {
-    access().read(seed_, row, height, column, count,
-                  [&](int64_t j, V v) __attribute__((always_inline)) { store(to + j * lanes, v); });
+    access().template read<1>({&seed_}, row, height, column, count,
+                              [&](int64_t j, const V* v) __attribute__((always_inline)) { store(to + j * lanes, *v); });
   }
 
   BandAccess<T> access() const { return {bands_, call_.access, reflect_, scratch_}; }
@@ -176,15 +177,12 @@ class UnitKernel {
     const int64_t column = origin_ + load0_, count = load1_ - load0_;
     T* own = out + load0_ * pixel;
     const V low_x = low_x_, scale_x = scale_x_, low_y = low_y_, scale_y = scale_y_;
-    access().read(x_, row, level_.h, column, count, [&](int64_t j, V x) __attribute__((always_inline)) {
-      store(own + j * pixel, (x - low_x) * scale_x);
-    });
-    access().read(y_, row, level_.h, column, count, [&](int64_t j, V y) __attribute__((always_inline)) {
-      const V x = load(own + j * pixel);
-      y = (y - low_y) * scale_y;
-      store(own + j * pixel, x + y);
-      store(own + j * pixel + lanes, x - y);
-    });
+    access().template read<2>({&x_, &y_}, row, level_.h, column, count,
+                              [&](int64_t j, const V* v) __attribute__((always_inline)) {
+                                const V x = (v[0] - low_x) * scale_x, y = (v[1] - low_y) * scale_y;
+                                store(own + j * pixel, x + y);
+                                store(own + j * pixel + lanes, x - y);
+                              });
     if (!inside.all && !reflect_)
       for (T* to = own; to != own + count * pixel; to += lanes) store(to, keep<T>(load(to), inside.mask));
     if (mirror_left_)
