@@ -125,9 +125,9 @@ struct BandAccess {
   }
 };
 
-// Rows of a tensor on their way into the second cache, a few lines at a time while something else is computed: of all at
-// once, most would wait for the first ones. The first cache has no room for them: there they would drive out what the
-// filters work on, and be gone before they are used.
+// Rows of a tensor on their way into the second cache, a few lines at a time while something else is computed: of all
+// at once, most would wait for the first ones. The first cache has no room for them: there they would drive out what
+// the filters work on, and be gone before they are used.
 template <class T>
 class Fetch {
  public:

@@ -11,12 +11,13 @@ namespace ssim {
 inline namespace SSIM_ISA {
 
 constexpr int kRows = SSIM_VECTOR_BYTES == 64 ? 8 : 4;      // rows that are filtered down together: as registers allow
-constexpr int kColumns = 4;                                 // columns that are filtered along together
+constexpr int kColumns = kRows;                             // columns that are filtered along together
+constexpr int kFewColumns = 4;                              // or as many, where no more are left
 constexpr int kRing = kTaps - 1 + kRows;                    // rows that their results see, and that a ring holds
 constexpr int kPhases = kRing / 2;                          // where in a ring a window may begin: at every other row
 constexpr int64_t kSpan = kWholeColumns + 2 * kRadius + 2;  // columns of a ring's row
-constexpr int kSlots = 16;  // filtered columns that are kept, a power of two: four results see 14
-static_assert(kRows % 2 == 0 && kSlots >= kTaps - 1 + kColumns && kSlots % kColumns == 0);
+constexpr int kSlots = (kTaps - 1 + 2 * kColumns - 1) / kColumns * kColumns;  // filtered columns that are kept
+static_assert(kRows % 2 == 0);
 
 // From a row of a ring to the next, in T, where a column has `count` vectors: an odd number of cache lines, so that the
 // rows of one column share no set of the cache.
@@ -28,31 +29,31 @@ constexpr int64_t kRowStride =
 template <class T, int count>
 constexpr int64_t kSlotStride = (kRows * count * SSIM_VECTOR_BYTES + 64) / static_cast<int64_t>(sizeof(T));
 
-// Four neighbouring results of the 11-tap filter: out[i] = sum_k taps[k] at(k + i), with the taps' symmetry. Each of
-// the 14 values is loaded once, and used while it is in a register (no more than 16 are alive at a time); half of the
-// work is additions, for which some processors have ports of their own.
+// Four neighbouring results of the 11-tap filter, whose centre tap is one: out[i] = sum_k taps[k] (at(k + i) +
+// at(10 - k + i)) + at(5 + i). A filter is five products and ten operations, not six and eleven; its results are the
+// Gaussian's, divided by its centre tap (Gain). Half of the work is additions, for which some processors have ports of
+// their own. Each of the 14 values is loaded once, and used while it is in a register (no more than 16 are alive at a
+// time), but for the centre of results whose other values come first.
 template <class V, class At>
-SSIM_INLINE void filter(const V (&taps)[kRadius + 1], const At& at, V (&out)[4]) {
+SSIM_INLINE void filter(const V (&taps)[kRadius], const At& at, V (&out)[4]) {
   // Values of one parity meet only each other, the odd ones as the even ones in reverse.
   {
     const V r10 = in_register(at(10));
-    out[0] = taps[0] * (at(0) + r10);
+    out[0] = taps[0] * (at(0) + r10) + at(5);
     const V r2 = in_register(at(2));
-    out[1] = taps[1] * (r2 + r10);
+    const V r6 = in_register(at(6));
+    out[1] = taps[1] * (r2 + r10) + r6;
     const V r12 = in_register(at(12));
-    out[2] = taps[0] * (r2 + r12);
+    out[2] = taps[0] * (r2 + r12) + at(7);
     const V r8 = in_register(at(8));
     out[0] += taps[2] * (r2 + r8);
     const V r4 = in_register(at(4));
-    out[3] = taps[1] * (r4 + r12);
+    out[3] = taps[1] * (r4 + r12) + r8;
     out[2] += taps[2] * (r4 + r10);
-    const V r6 = in_register(at(6));
     out[3] += taps[3] * (r6 + r10);
     out[1] += taps[3] * (r4 + r8);
     out[0] += taps[4] * (r4 + r6);
     out[2] += taps[4] * (r6 + r8);
-    out[1] += taps[5] * r6;
-    out[3] += taps[5] * r8;
   }
   {
     const V r3 = in_register(at(3));
@@ -71,14 +72,12 @@ SSIM_INLINE void filter(const V (&taps)[kRadius + 1], const At& at, V (&out)[4])
     out[2] += taps[3] * (r9 + r5);
     out[3] += taps[4] * (r9 + r7);
     out[1] += taps[4] * (r7 + r5);
-    out[2] += taps[5] * r7;
-    out[0] += taps[5] * r5;
   }
 }
 
 // Eight of them, for which 32 registers are enough: nine values of one parity, eight results and the taps.
 template <class V, class At>
-SSIM_INLINE void filter(const V (&taps)[kRadius + 1], const At& at, V (&out)[8]) {
+SSIM_INLINE void filter(const V (&taps)[kRadius], const At& at, V (&out)[8]) {
 #pragma GCC unroll 2
   for (int parity = 0; parity < 2; ++parity) {
     V r[9];
@@ -86,15 +85,40 @@ SSIM_INLINE void filter(const V (&taps)[kRadius + 1], const At& at, V (&out)[8])
     for (int m = 0; m < 9; ++m) r[m] = in_register(at(2 * m + parity));
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-#pragma GCC unroll 6
-      for (int k = 0; k <= kRadius; ++k) {
-        if ((k + i) % 2 != parity) continue;
-        const V pair = k == kRadius ? r[(k + i) / 2] : r[(k + i) / 2] + r[(kTaps - 1 - k + i) / 2];
-        out[i] = parity == 0 && k < 2 ? taps[k] * pair : out[i] + taps[k] * pair;
-      }
+      if (parity == 0) out[i] = (kRadius + i) % 2 == 0 ? r[(kRadius + i) / 2] : at(kRadius + i);
+#pragma GCC unroll 5
+      for (int k = 0; k < kRadius; ++k)
+        if ((k + i) % 2 == parity) out[i] += taps[k] * (r[(k + i) / 2] + r[(kTaps - 1 - k + i) / 2]);
     }
   }
 }
+
+// What a filter with a centre tap of one makes of images: down and along, it multiplies by `gain`.
+//
+// With moments gain E[.], SSIM of images gain times as bright has the means as they come, and the squares gain times as
+// they come; it is the same where its constants are gain^2 times as large. Its derivatives are smaller by gain for the
+// means, by gain^2 for the squares. Filtered once more, those of the means are what they should be, and those of the
+// squares lack a factor gain.
+template <class T>
+struct Gain {
+  T taps[kTaps];  // of the filter
+  T gain;
+
+  explicit Gain(const double* window) {
+    double sum = 0;
+    for (int k = 0; k < kTaps; ++k) {
+      taps[k] = static_cast<T>(window[k] / window[kRadius]);
+      sum += taps[k];
+    }
+    gain = static_cast<T>(sum * sum);
+    // A variance is a small difference of gain times a square and a mean's square: the taps make up for gain's
+    // rounding.
+    const double missing = std::sqrt(static_cast<double>(gain)) - sum;
+    int last = 0;
+    while (last < kRadius && taps[last] == T(0)) ++last;
+    if (last < kRadius) taps[last] += static_cast<T>(missing / 2), taps[kTaps - 1 - last] = taps[last];
+  }
+};
 
 // What a column of a ring holds, and is filtered.
 enum class Column {
@@ -111,11 +135,13 @@ void filter_down_at(const T* ring, int64_t begin, int64_t end, T* filtered, int6
   using V = typename Simd<T>::V;
   constexpr int lanes = kLanes<T>;
   constexpr int64_t stride = kRowStride<T, kVectors<column, count>>, width = kVectors<column, count> * lanes;
-  const V taps[kRadius + 1] = {taps_of_window[0], taps_of_window[1], taps_of_window[2],
-                               taps_of_window[3], taps_of_window[4], taps_of_window[5]};
-  for (int64_t c = begin; c < end; ++c, ++slot) {
+  const V taps[kRadius] = {taps_of_window[0], taps_of_window[1], taps_of_window[2], taps_of_window[3],
+                           taps_of_window[4]};
+  slot %= kSlots;
+  for (int64_t c = begin; c < end; ++c) {
     const T* const from = ring + c * width;
-    T* const to = filtered + slot % kSlots * kSlotStride<T, count>;
+    T* const to = filtered + slot * kSlotStride<T, count>;
+    if (++slot == kSlots) slot = 0;
 #pragma GCC unroll 5
     for (int m = 0; m < count; ++m) {
       V results[kRows];
@@ -147,12 +173,12 @@ void filter_down(int phase, const T* ring, int64_t begin, int64_t end, T* filter
   filters[phase](ring, begin, end, filtered, slot, taps);
 }
 
-// Four columns along a row of filtered columns, whose window begins at `slot`: results[map][column].
-template <class T, int count, int slot>
+// A few columns along a row of filtered columns, whose window begins at `slot`: results[map][column].
+template <class T, int slot, int count, int columns>
 SSIM_INLINE void filter_along(const T* row, const typename Simd<T>::V* taps_of_window,
-                              typename Simd<T>::V (&results)[count][kColumns]) {
-  const typename Simd<T>::V taps[kRadius + 1] = {taps_of_window[0], taps_of_window[1], taps_of_window[2],
-                                                 taps_of_window[3], taps_of_window[4], taps_of_window[5]};
+                              typename Simd<T>::V (&results)[count][columns]) {
+  const typename Simd<T>::V taps[kRadius] = {taps_of_window[0], taps_of_window[1], taps_of_window[2], taps_of_window[3],
+                                             taps_of_window[4]};
 #pragma GCC unroll 5
   for (int m = 0; m < count; ++m)
     filter(

@@ -9,8 +9,8 @@ inline namespace SSIM_ISA {
 
 // The taps of `position` with those of its images, from `own` of the filter; whether it has any.
 template <class T>
-bool fold_taps(const double* own, int64_t position, int64_t length, T* taps) {
-  for (int k = 0; k < kTaps; ++k) taps[k] = static_cast<T>(own[k]);
+bool fold_taps(const T* own, int64_t position, int64_t length, T* taps) {
+  for (int k = 0; k < kTaps; ++k) taps[k] = own[k];
   if (position > kRadius && position < length - 1 - kRadius) return false;
   bool folded = false;
   const auto add_image = [&](int64_t image) {
@@ -18,7 +18,7 @@ bool fold_taps(const double* own, int64_t position, int64_t length, T* taps) {
     folded = true;
     for (int k = 0; k < kTaps; ++k) {
       const int64_t at = image + k - position;  // the tap of `position` that sees what tap k of the image sees
-      if (at >= 0 && at < kTaps) taps[at] += static_cast<T>(own[k]);
+      if (at >= 0 && at < kTaps) taps[at] += own[k];
     }
   };
   for (int64_t d = 1; d <= kRadius; ++d) {
@@ -30,7 +30,7 @@ bool fold_taps(const double* own, int64_t position, int64_t length, T* taps) {
 
 // The same for row `row` of each lane's band; whether any has images.
 template <class T>
-bool fold_row_taps(const double* own, const Bands<T>& bands, int64_t row, typename Simd<T>::V* taps) {
+bool fold_row_taps(const T* own, const Bands<T>& bands, int64_t row, typename Simd<T>::V* taps) {
   bool folded = false;
   for (int lane = 0; lane < kLanes<T>; ++lane) {
     T folded_taps[kTaps] = {};
@@ -46,7 +46,7 @@ template <class T>
 class ColumnTaps {
  public:
   // For columns [origin, origin + width) of `length`, mirrored on the left, on the right.
-  void lay_out(const double* own, bool left, bool right, int64_t origin, int64_t width, int64_t length) {
+  void lay_out(const T* own, bool left, bool right, int64_t origin, int64_t width, int64_t length) {
     left_ = left, right_ = right, width_ = width;
     if (!left && !right) return;
     for (int64_t d = 0; d < smaller(kFolded, width); ++d) {

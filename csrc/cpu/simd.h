@@ -126,11 +126,10 @@ SSIM_INLINE V every_other(V a, V b, std::integer_sequence<int, i...>) {
       (i % (lanes / 2) / sixteen * 2 * sixteen + (odd ? sixteen : 0) + i % sixteen + (i >= lanes / 2 ? lanes : 0))...);
 }
 
-// A vector of 16 bytes from each of the pointers, `stride` pointers apart. Where a load can leave the other lanes as they
-// are, this takes no shuffle.
+// A vector of 16 bytes from each of the pointers, `stride` pointers apart. Where a load can leave the other lanes as
+// they are, this takes no shuffle.
 template <class T, int stride>
 SSIM_INLINE typename Simd<T>::V join(const T* const* p) {
-  using V = typename Simd<T>::V;
 #if SSIM_VECTOR_BYTES == 64
   const auto at = [&](int i) __attribute__((always_inline)) {
     return _mm_loadu_ps(reinterpret_cast<const float*>(p[i * stride]));
@@ -138,10 +137,10 @@ SSIM_INLINE typename Simd<T>::V join(const T* const* p) {
   __m512 v = _mm512_castps128_ps512(at(0));
   v = _mm512_mask_broadcast_f32x4(v, 0x00f0, at(1));
   v = _mm512_mask_broadcast_f32x4(v, 0x0f00, at(2));
-  return (V)_mm512_mask_broadcast_f32x4(v, 0xf000, at(3));
+  return (typename Simd<T>::V)_mm512_mask_broadcast_f32x4(v, 0xf000, at(3));
 #elif SSIM_VECTOR_BYTES == 32
   const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(reinterpret_cast<const float*>(p[0])));
-  return (V)_mm256_insertf128_ps(low, _mm_loadu_ps(reinterpret_cast<const float*>(p[stride])), 1);
+  return (typename Simd<T>::V)_mm256_insertf128_ps(low, _mm_loadu_ps(reinterpret_cast<const float*>(p[stride])), 1);
 #else
   return load_unaligned(p[0]);
 #endif

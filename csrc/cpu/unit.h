@@ -59,7 +59,7 @@ struct UnitCall {
   UnitSums sums[kMaxLanes];  // result
 };
 
-constexpr int64_t kStripColumns = 84;  // widest unit in pixels, unless the whole map is at most kWholeColumns wide
+constexpr int64_t kStripColumns = 80;  // widest unit in pixels, unless the whole map is at most kWholeColumns wide
 constexpr int64_t kWholeColumns = kStripColumns + 20;
 constexpr int64_t kWorkspaceBytes = 1 << 20;
 

@@ -35,11 +35,12 @@ class UnitKernel {
         level_(*call.level),
         unit_(call.unit),
         bands_(call.unit, call.level->h),
+        gain_(call.problem->taps),
         seeded_(level_.seed.data != nullptr) {
     margin_ = p_.padding == Padding::kValid ? p_.window_radius : 0;
     reflect_ = p_.padding == Padding::kReflect;
-    constants_ = p_.template constants<T>();
-    for (int k = 0; k <= kRadius; ++k) taps_[k] = V{} + static_cast<T>(p_.taps[k]);
+    for (int k = 0; k < kRadius; ++k) taps_[k] = V{} + gain_.taps[k];
+    set_constants();
     const int64_t reach = sides ? kRadius : 0;
     origin_ = larger(0, unit_.col0 - reach);
     const int64_t end = smaller(level_.w, unit_.col1 + reach);
@@ -51,8 +52,6 @@ class UnitKernel {
     fill0_ = mirror_left_ ? -kRadius : load0_, fill1_ = mirror_right_ ? width_ + kRadius : load1_;
     keep0_ = larger(0, margin_ - origin_), keep1_ = smaller(width_, level_.w - margin_ - origin_);
     lay_out_lanes();
-    by_x_ = scale_x_ * static_cast<T>(level_.slope * level_.grad_scale * kGradientFactor);
-    by_y_ = scale_y_ * static_cast<T>(level_.slope * level_.grad_scale * kGradientFactor);
     by_l1_ = static_cast<T>(level_.l1 * level_.grad_scale);
     lay_out_memory();
   }
@@ -74,6 +73,18 @@ class UnitKernel {
   }
 
  private:
+  // ---- constants ----
+
+  // Gain says why. The square roots of the separate form have constants of their own, so its moments are divided.
+  void set_constants() {
+    Problem p = p_;
+    if (!separate) p.c1 *= gain_.gain * gain_.gain, p.c2 *= gain_.gain * gain_.gain;
+    constants_ = p.template constants<T>();
+    moment_factor_ = V{} + static_cast<T>(separate ? 1 / gain_.gain : gain_.gain);
+    partial_factor_ = V{} + static_cast<T>(separate ? 1 : gain_.gain);
+    factor_ = static_cast<T>(level_.slope * level_.grad_scale * kGradientFactor * (separate ? 1 / gain_.gain : 1));
+  }
+
   // ---- lanes ----
 
   // Where to begin, so that as few steps as possible have something to filter down.
@@ -110,6 +121,7 @@ class UnitKernel {
     if (level_.map.data) map_ = {bands_, level_.map};
     if (sides) grad_x_ = {bands_, level_.grad_x};
     if (sides == 2) grad_y_ = {bands_, level_.grad_y};
+    by_x_ = scale_x_ * factor_, by_y_ = scale_y_ * factor_;
   }
 
   // ---- memory ----
@@ -132,7 +144,7 @@ class UnitKernel {
     static_assert((kRing * (kPixelStride + kPartialStride) + kFiltered + kRows * kSpan * lanes) *
                       static_cast<int64_t>(sizeof(T)) <=
                   kWorkspaceBytes);
-    column_taps_.lay_out(p_.taps, mirror_left_, mirror_right_, origin_, width_, level_.w);
+    column_taps_.lay_out(gain_.taps, mirror_left_, mirror_right_, origin_, width_, level_.w);
   }
 
   static constexpr int64_t kPixelStride = kRowStride<T, 2>, kPartialStride = kRowStride<T, maps>;
@@ -212,28 +224,38 @@ class UnitKernel {
 
   // ---- filters ----
 
-  // Filters a window of a ring's rows down and then along, a few columns at a time: calls group(slot, c, n) for columns
-  // [c, c + n) of the results [first, last), whose window begins at filtered column `slot`, an integral constant. Only
-  // columns [begin, end) of the ring are other than zero. fold(slot, from, to) may filter these columns down once more.
+  // Filters a window of a ring's rows down and then along, a few columns at a time: calls group(slot, columns, c, n)
+  // for columns [c, c + n) of the results [first, last), whose window begins at filtered column `slot`. So many columns
+  // go together, n of them before `last`; both are integral constants. Only columns [begin, end) of the ring are other
+  // than zero. fold(slot, from, to) may filter these columns down once more.
   template <Column column, int count, class Fold, class Group>
   SSIM_INLINE void filter_groups(int phase, const T* ring, int64_t begin, int64_t end, int64_t first, int64_t last,
                                  const Fold& fold, const Group& group) {
     int64_t done = first - kRadius;  // columns filtered down
     const auto slot = [&](int64_t c) { return c - first + kRadius; };
     for (int64_t c = first; c < last; c += kColumns) {
-      const int64_t n = smaller(kColumns, last - c), need = c + kColumns + kRadius;
+      const int64_t n = smaller(kColumns, last - c);
+      const auto columns = [&](auto slot_of_window) __attribute__((always_inline)) {
+        if (kFewColumns < kColumns && n <= kFewColumns)
+          group(slot_of_window, std::integral_constant<int, kFewColumns>(), c, n);
+        else
+          group(slot_of_window, std::integral_constant<int, kColumns>(), c, n);
+      };
+      const int64_t need = c + (n <= kFewColumns ? kFewColumns : kColumns) + kRadius;
       const int64_t from = smaller(larger(done, begin), need), to = larger(from, smaller(need, end));
       clear_filtered<count>(slot(done), slot(from));
       filter_down<T, column, count>(phase, ring, from, to, filtered_, slot(from), taps_);
       fold(slot(from), from, to);
       clear_filtered<count>(slot(to), slot(need));
       done = need;
-      static_assert(kSlots == 4 * kColumns);
-      switch ((c - first) / kColumns % 4) {
-        case 0: group(std::integral_constant<int, 0>(), c, n); break;
-        case 1: group(std::integral_constant<int, kColumns>(), c, n); break;
-        case 2: group(std::integral_constant<int, 2 * kColumns>(), c, n); break;
-        default: group(std::integral_constant<int, 3 * kColumns>(), c, n); break;
+      constexpr int groups = kSlots / kColumns;
+      static_assert(groups == 3 || groups == 4);
+      switch ((c - first) / kColumns % groups) {
+        case 0: columns(std::integral_constant<int, 0>()); break;
+        case 1: columns(std::integral_constant<int, kColumns>()); break;
+        case 2: columns(std::integral_constant<int, 2 * kColumns>()); break;
+        default:
+          if constexpr (groups == 4) columns(std::integral_constant<int, 3 * kColumns>());
       }
     }
   }
@@ -274,21 +296,19 @@ class UnitKernel {
     Fetch<T> y(y_, next, end, origin_ + load0_, load1_ - load0_, parts);
     filter_groups<Column::kPixel, moments>(
         phase, pixels_ring_, fill0_, fill1_, keep0_, keep1_, [](int64_t, int64_t, int64_t) {},
-        [&](auto slot, int64_t c, int64_t n) __attribute__((always_inline)) {
+        [&](auto slot, auto columns, int64_t c, int64_t n) __attribute__((always_inline)) {
           x.some();
           y.some();
-          // Apart from the filters, so that several pixels' long chains of operations run beside each other.
-          V m[kRows][moments][kColumns];
-          for (int i = 0; i < kRows; ++i)
-            if (inside[i].any) filter_along<T, moments, slot()>(filtered_ + i * moments * lanes, taps_, m[i]);
           for (int i = 0; i < kRows; ++i) {
             if (!inside[i].any) continue;
+            V m[moments][columns()];
+            filter_along<T, slot()>(filtered_ + i * moments * lanes, taps_, m);
             const bool own_row = q + i >= 0 && q + i < unit_.rows;
             T* partials = partials_row(at + i) + c * partial;
             if (inside[i].all && !seeded_)
-              pixels<true>(m[i], n, inside[i], own_row ? c : own1_, partials, nullptr, sums[i], seeds[i]);
+              pixels<true>(m, n, inside[i], own_row ? c : own1_, partials, nullptr, sums[i], seeds[i]);
             else
-              pixels<false>(m[i], n, inside[i], own_row ? c : own1_, partials, seeds_row(i) + (c - keep0_) * lanes,
+              pixels<false>(m, n, inside[i], own_row ? c : own1_, partials, seeds_row(i) + (c - keep0_) * lanes,
                             sums[i], seeds[i]);
           }
         });
@@ -306,17 +326,18 @@ class UnitKernel {
 
   // `n` pixels of a row, from their moments; `simple`: of all lanes, and without weights. Those of columns
   // [own0_, own1_) are summed, counted from `column`.
-  template <bool simple>
-  SSIM_INLINE void pixels(const V (&m)[moments][kColumns], int64_t n, const Rows& inside, int64_t column, T* partials,
+  template <bool simple, int columns>
+  SSIM_INLINE void pixels(const V (&m)[moments][columns], int64_t n, const Rows& inside, int64_t column, T* partials,
                           const T* weights, V& sum, V& seeds) const {
     const Constants<T> constants = constants_;
+    const V g = moment_factor_;
 #pragma GCC unroll 1
     for (int64_t t = 0; t < n; ++t, partials += partial) {
       Pixel<V> r;
       if constexpr (separate)
-        r = separate_pixel(m[0][t], m[1][t], m[2][t], m[3][t], m[4][t], constants);
+        r = separate_pixel(g * m[0][t], g * m[1][t], g * m[2][t], g * m[3][t], g * m[4][t], constants);
       else
-        r = paired_pixel<form>(m[0][t], m[1][t], m[2][t], m[3][t], constants);
+        r = paired_pixel<form>(m[0][t], m[1][t], g * m[2][t], g * m[3][t], constants);
       V weight{};
       if (!simple && seeded_) weight = load(weights + t * lanes);
       if (static_cast<uint64_t>(column + t - own0_) < static_cast<uint64_t>(own1_ - own0_)) {
@@ -353,7 +374,7 @@ class UnitKernel {
     for (int i = 0; i < kRows; ++i) {
       inside[i] = bands_.rows(p + i, 0);
       inside[i].any = inside[i].any && p + i >= 0 && p + i < unit_.rows;
-      if (reflect_ && inside[i].any) folds[i] = fold_row_taps(p_.taps, bands_, p + i, folded[i]);
+      if (reflect_ && inside[i].any) folds[i] = fold_row_taps(gain_.taps, bands_, p + i, folded[i]);
       if (by_l1_ != 0 && seeded_ && inside[i].any)
         read_seeds(p + i, level_.h, origin_ + own0_, own1_ - own0_, seeds_row(i));
     }
@@ -374,12 +395,12 @@ class UnitKernel {
                 store(filtered<maps>(slot + c - from, i) + m * lanes, sum);
               }
         },
-        [&](auto slot, int64_t c, int64_t n) __attribute__((always_inline)) {
+        [&](auto slot, auto columns, int64_t c, int64_t n) __attribute__((always_inline)) {
           of_x.some();
           for (int i = 0; i < kRows; ++i) {
             if (!inside[i].any) continue;
-            V f[maps][kColumns];
-            filter_along<T, maps, slot()>(filtered_ + i * maps * lanes, taps_, f);
+            V f[maps][columns()];
+            filter_along<T, slot()>(filtered_ + i * maps * lanes, taps_, f);
             T* const row = pixels_row(at + i - kRadius) + c * pixel;
             if (simple)
               simple_gradient(f, row);
@@ -405,18 +426,22 @@ class UnitKernel {
 
   bool tracks_extremes() const { return p_.normalize != Normalize::kNone && !p_.detach_range; }
 
-  // Four columns of a row of u and v, from the filtered partials; those past the last stay in the row's margin.
-  SSIM_INLINE void simple_gradient(const V (&f)[maps][kColumns], T* row) const {
-    const V by_x = by_x_;
-#pragma GCC unroll 4
-    for (int t = 0; t < kColumns; ++t, row += pixel)
-      store(row, (f[0][t] + load(row) * f[maps > 1][t] + load(row + lanes) * f[maps - 1][t]) * by_x);
+  // A few columns of a row of u and v, from the filtered partials; those past the last stay in the row's margin.
+  template <int columns>
+  SSIM_INLINE void simple_gradient(const V (&f)[maps][columns], T* row) const {
+    const V by_x = by_x_, factor = partial_factor_;
+#pragma GCC unroll 8
+    for (int t = 0; t < columns; ++t, row += pixel) {
+      const V of_squares = load(row) * f[maps > 1][t] + load(row + lanes) * f[maps - 1][t];
+      store(row, (f[0][t] + factor * of_squares) * by_x);
+    }
   }
 
   // `n` of them, with all that a gradient may have besides; c is the first one's column, i the filtered row.
-  void gradient(V (&f)[maps][kColumns], int i, int64_t c, int64_t n, T* row, const T* weights, V (&grads)[2],
+  template <int columns>
+  void gradient(V (&f)[maps][columns], int i, int64_t c, int64_t n, T* row, const T* weights, V (&grads)[2],
                 V (&grad_values)[2]) const {
-    const V by_x = by_x_, by_y = by_y_;
+    const V by_x = by_x_, by_y = by_y_, factor = partial_factor_;
     const T by_l1 = by_l1_;
     const bool track = tracks_extremes(), mirrors = mirror_left_ || mirror_right_;
     for (int64_t t = 0; t < n; ++t, row += pixel) {
@@ -428,13 +453,14 @@ class UnitKernel {
         if (seeded_) of_l1 *= load(weights + t * lanes);
       }
       if constexpr (sides == 1) {
-        V of_x = (f[0][t] + u * f[1][t] + v * f[2][t]) * by_x;
+        V of_x = (f[0][t] + factor * (u * f[1][t] + v * f[2][t])) * by_x;
         if (by_l1 != 0) of_x += of_l1;
         store(row, of_x);
         if (track) grads[0] += of_x, grad_values[0] += of_x * (u + v);
       } else if constexpr (sides == 2) {
-        V of_u = f[0][t] + u * f[2][t], of_v = f[1][t] + v * f[3][t];
+        V of_u = u * f[2][t], of_v = v * f[3][t];
         if constexpr (separate) of_u += v * f[4][t], of_v += u * f[4][t];
+        of_u = f[0][t] + factor * of_u, of_v = f[1][t] + factor * of_v;
         const V of_x = (of_u + of_v) * by_x + of_l1, of_y = (of_u - of_v) * by_y - of_l1;
         store(row, of_x);
         store(row + lanes, of_y);
@@ -447,7 +473,8 @@ class UnitKernel {
   }
 
   // Column c anew, the t-th of those filtered along row i.
-  void fold_column(V (&f)[maps][kColumns], int i, int64_t t, int64_t c) const {
+  template <int columns>
+  void fold_column(V (&f)[maps][columns], int i, int64_t t, int64_t c) const {
     const T* const taps = column_taps_.of(c);
     if (!taps) return;
     for (int k = 0; k < maps; ++k) {
@@ -461,6 +488,7 @@ class UnitKernel {
   const Level& level_;
   const Unit& unit_;
   const Bands<T> bands_;
+  const Gain<T> gain_;
   const bool seeded_;
   int64_t margin_;          // pixels that "valid" leaves out
   int64_t origin_, width_;  // first column with partials, and their number
@@ -471,9 +499,12 @@ class UnitKernel {
   bool reflect_, mirror_left_, mirror_right_;
   BandTensor<T> x_, y_, seed_, map_, grad_x_, grad_y_;
   V low_x_, scale_x_, low_y_, scale_y_;
-  V by_x_, by_y_;  // from a filtered partial to a gradient
+  V moment_factor_;   // of the moments that are not as they should be, or of all
+  V partial_factor_;  // of the filtered partials by squares
+  T factor_;          // of a gradient
+  V by_x_, by_y_;     // with the scale of x and y
   T by_l1_;
-  V taps_[kRadius + 1];
+  V taps_[kRadius];
   Constants<T> constants_;
   T *pixels_ring_, *partials_ring_, *filtered_, *seeds_, *scratch_;
   ColumnTaps<T> column_taps_;
