@@ -58,22 +58,6 @@ SSIM_INLINE void store_unaligned(T* p, typename Simd<T>::V v) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
 }
 
-// The first `count` elements at p, then zeros; nothing behind them is touched.
-template <class T>
-SSIM_INLINE typename Simd<T>::V load_first(const T* p, int count) {
-#if SSIM_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4)
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
-  else
-    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p);
-#else
-  typename Simd<T>::V v{};
-  for (int i = 0; i < kLanes<T>; ++i)
-    if (i < count) v[i] = p[i];
-  return v;
-#endif
-}
-
 // The first `count` lanes of v go to p; nothing behind them is touched.
 template <class T>
 SSIM_INLINE void store_first(T* p, typename Simd<T>::V v, int count) {

@@ -65,6 +65,16 @@ def test_value_alone_where_nothing_needs_a_gradient(backend, reduction):
     assert_close(value.cpu(), judge.ssim(x.double(), y.double(), reduction=reduction), limit, "value")
 
 
+@pytest.mark.parametrize("window_size", [5, 11])
+def test_errors_of_pixels_cancel(backend, window_size):
+    """A variance is a small difference: were the squares' filter to differ from the means' by a rounding, every pixel
+    would be wrong by the same 5e-8, which a sum over a million pixels shows and a small one does not."""
+    x, y = pair((1, 4, 64, 64))
+    options = {"reduction": "none", "window_size": window_size}
+    value = fused_ssim.ssim(x.to(backend.device), y.to(backend.device), backend=backend.name, **options)
+    assert (value.cpu().double() - judge.ssim(x.double(), y.double(), **options)).mean().abs() < 2e-8
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("exponents", EXPONENTS, ids=str)
 @pytest.mark.parametrize("shape", [(7, 10), (23, 33)], ids=lambda s: f"{s[0]}x{s[1]}")
