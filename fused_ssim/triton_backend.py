@@ -6,6 +6,7 @@ Under ``TRITON_INTERPRET=1`` (set before Python starts) they also serve CPU tens
 import importlib
 import importlib.util
 import os
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,6 +19,22 @@ interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _installed = importlib.util.find_spec("triton") is not None  # a search through folders: not in every call
 
 
+def interpreter_fails() -> str | None:
+    """Why the interpreter that is installed runs no kernel: older ones make a number of an array of one element."""
+    if not _installed:
+        return "the package triton is not installed"
+
+    def older(package: str, than: tuple[int, int]) -> bool:
+        return tuple(map(int, version(package).split(".")[:2])) < than
+
+    if older("triton", (3, 7)) and not older("numpy", (2, 4)):
+        return f"the interpreter of Triton {version('triton')} needs NumPy < 2.4, got {version('numpy')}"
+    return None
+
+
+_fails = interpreter_fails() if interpreted else None
+
+
 def unavailable(device_type: str) -> str | None:
     """Why Triton cannot serve tensors of ``device_type``, or None where it can."""
     if not _installed:
@@ -25,7 +42,7 @@ def unavailable(device_type: str) -> str | None:
     if device_type == "cuda":
         return "TRITON_INTERPRET=1 is set, and its interpreter takes CPU tensors" if interpreted else None
     if device_type == "cpu" and interpreted:
-        return None
+        return _fails
     return f"it serves tensors on 'cuda' (and on 'cpu' where TRITON_INTERPRET=1 is set), got {device_type!r}"
 
 

@@ -44,6 +44,7 @@ INTERPRETED = [
 
 @pytest.mark.slow
 @pytest.mark.skipif(triton_backend.interpreted, reason="runs inside")
+@pytest.mark.skipif(triton_backend.interpreter_fails() is not None, reason=str(triton_backend.interpreter_fails()))
 def test_the_common_suite_interpreted():
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(ROOT / "tests" / "ssim")]
     chosen = "triton and not test_triton.py and (" + " or ".join(f"({part})" for part in INTERPRETED) + ")"
@@ -52,6 +53,17 @@ def test_the_common_suite_interpreted():
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     passed = int(re.search(r"(\d+) passed", result.stdout)[1])
     assert passed >= 200, result.stdout[-500:]
+
+
+@pytest.mark.skipif(triton_backend.interpreted, reason="replaces what the interpreter is asked with")
+def test_an_interpreter_that_fails_is_named(monkeypatch):
+    versions = {"triton": "3.6.0", "numpy": "2.4.6"}
+    monkeypatch.setattr(triton_backend, "version", versions.__getitem__)
+    assert triton_backend.interpreter_fails() == "the interpreter of Triton 3.6.0 needs NumPy < 2.4, got 2.4.6"
+    versions["numpy"] = "2.3.5"
+    assert triton_backend.interpreter_fails() is None
+    versions.update(triton="3.10.1", numpy="2.4.6")
+    assert triton_backend.interpreter_fails() is None
 
 
 OPTIONS = {
