@@ -77,4 +77,4 @@ sanitize: setup
 	bash tests/ssim/sanitize.sh $(BIN)/python
 
 clean:
-	rm -rf build dist site *.egg-info fused_ssim/*.so .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV)/project.stamp build dist site *.egg-info fused_ssim/*.so .pytest_cache .ruff_cache .mypy_cache

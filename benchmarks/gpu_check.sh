@@ -41,6 +41,6 @@ else
   step 100 streams "$python" -m pytest -q -p no:cacheprovider tests/ssim/test_cuda_streams.py
   step 100 subset "$python" benchmarks/gpu_subset.py --dry-run
 fi
-step 260 speed "$python" benchmarks/gpu_speed.py --out "$out/speed" $dry
+step 260 speed "$python" -m benchmarks.gpu_speed --out "$out/speed" $dry
 cat "$out/speed.txt"
 exit $failed

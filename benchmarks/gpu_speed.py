@@ -1,6 +1,6 @@
 """Loss + gradient on a CUDA device: the fused loss beside mse_loss and the peers that are installed, taking turns.
 
-python benchmarks/gpu_speed.py [--rounds 30] [--out benchmarks/results/gpu] [--dry-run]
+python -m benchmarks.gpu_speed [--rounds 30] [--out benchmarks/results/gpu] [--dry-run]
 
 CUDA events, medians, L2 flushed before each call. Each peer also on x.reshape(N*C, 1, H, W), its best form where it
 loops over channels. A loss whose gradient is wrong is named and not timed. --dry-run goes through all of it on the CPU
@@ -8,6 +8,7 @@ with small shapes and writes no file: its times mean nothing. Under TRITON_INTER
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
@@ -19,12 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fused_ssim
+from benchmarks.peers import PEERS
 
 FPN = [(100, 152), (50, 76), (25, 38), (13, 19), (7, 10)]
 SHAPES = [*((n, 256, h, w) for n in (1, 2, 8, 16) for h, w in FPN), (5, 5, 1080, 1920)]
 DRY_SHAPES = [(1, 4, 13, 19), (2, 3, 25, 38)]
 GRADIENT_LIMIT = 1e-3
 """Relative L2 distance of a gradient's direction from the fp64 reference above which a loss is not timed."""
+
+TIMED = ("pytorch-msssim", "fussim", "rahul-goel/fused-ssim")
+"""Peers of zero padding or whole windows, with a kernel of their own or the most users."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,32 +46,12 @@ def losses(device: str) -> dict[str, tuple[Loss, str | None]]:
         if fused_ssim.dispatch.unavailable(backend, device) is None:
             name = f"fused_ssim {backend}"
             found[name] = (lambda x, y, b=backend: fused_ssim.ssim_loss(x, y, backend=b), "same")
-    peers: dict[str, tuple[Loss, str]] = {}
-    try:
-        import pytorch_msssim
-
-        peers["pytorch-msssim"] = (lambda x, y: 1 - pytorch_msssim.ssim(x, y, data_range=1.0), "valid")
-    except ImportError:
-        pass
-    if device == "cuda":
-        try:
-            from fussim import fused_ssim as fussim
-
-            peers["fussim"] = (lambda x, y: 1 - fussim(x, y), "same")
-        except ImportError:
-            pass
-        try:
-            from rahul_goel_fused_ssim import fused_ssim as other
-
-            peers["rahul-goel/fused-ssim"] = (lambda x, y: 1 - other(x, y), "same")
-        except ImportError:
-            pass
-    for name, (loss, padding) in peers.items():
-        found[name] = (loss, padding)
-        found[f"{name}, N*C planes"] = (
-            lambda x, y, f=loss: f(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None]),
-            padding,
-        )
+    for peer in PEERS:
+        if device in peer.devices and peer.name in TIMED:
+            with contextlib.suppress(ImportError):
+                loss = peer.build()
+                found[peer.name] = (loss, peer.padding)
+                found[f"{peer.name}, N*C planes"] = (by_planes(loss), peer.padding)
     return found
 
 

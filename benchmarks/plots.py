@@ -1,5 +1,5 @@
 """A record as pictures, on white so that they read on light and dark pages:
-``python -m benchmarks.plots results/cpu.json`` draws them again."""
+``python -m benchmarks.plots benchmarks/results/cpu.json`` draws them again."""
 
 import json
 import math

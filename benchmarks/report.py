@@ -1,4 +1,4 @@
-"""A record as a text: ``python -m benchmarks.report results/cpu.json`` prints it again."""
+"""A record as a text: ``python -m benchmarks.report benchmarks/results/cpu.json`` prints it again."""
 
 import json
 import math

@@ -30,7 +30,7 @@ py::dict plan_cuda(const std::vector<std::tuple<int64_t, int64_t, int64_t>>& lev
   std::vector<ssim::LevelShape> shapes;
   for (const auto& [planes, h, w] : levels) shapes.push_back({planes, h, w});
   const ssim::KernelShape kernel{rows, values, element_bytes, gap, max_threads, table_bytes, thread_bytes};
-  const ssim::CudaPlan plan = ssim::plan_cuda(shapes, kernel, {multiprocessors, shared_per_block, shared_per_block});
+  const ssim::CudaPlan plan = ssim::plan_cuda(shapes, kernel, {multiprocessors, shared_per_block});
   py::list parts;
   for (const ssim::CudaLevelPlan& level : plan.levels)
     parts.append(py::dict(py::arg("maps") = level.maps, py::arg("slot") = level.slot, py::arg("strips") = level.strips,

@@ -11,9 +11,17 @@ Level = tuple[Tensor, Tensor, Tensor | None]
 """x, y and the weights of one level; weights None or expanded to the map."""
 
 
-def check_inputs(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptions) -> Level:
+def check_inputs(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    options: SSIMOptions,
+    x_name: str = "x",
+    y_name: str = "y",
+    weight_name: str = "weight",
+) -> Level:
     """Raise TypeError or ValueError unless x, y (and weight) are fit; return them as (N, C, H, W)."""
-    for name, value in (("x", x), ("y", y)):
+    for name, value in ((x_name, x), (y_name, y)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
         if value.dtype not in DTYPES:
@@ -21,14 +29,14 @@ def check_inputs(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptio
         if value.dim() not in (3, 4):
             raise ValueError(f"{name} must have shape (N, C, H, W) or (C, H, W), got {tuple(value.shape)}")
     if x.shape != y.shape:
-        raise ValueError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(f"{x_name} and {y_name} must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     if x.device != y.device:
-        raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
+        raise ValueError(f"{x_name} and {y_name} must be on the same device, got {x.device} and {y.device}")
     if x.numel() == 0:
-        raise ValueError(f"x and y must not be empty, got shape {tuple(x.shape)}")
+        raise ValueError(f"{x_name} and {y_name} must not be empty, got shape {tuple(x.shape)}")
     if x.dtype != y.dtype:
         if not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x and y must have the same dtype, got {x.dtype} and {y.dtype}")
+            raise TypeError(f"{x_name} and {y_name} must have the same dtype, got {x.dtype} and {y.dtype}")
         x, y = x.float(), y.float()
     if x.dim() == 3:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
@@ -42,13 +50,15 @@ def check_inputs(x: Tensor, y: Tensor, weight: Tensor | None, options: SSIMOptio
             )
     if weight is not None:
         if not isinstance(weight, Tensor):
-            raise TypeError(f"weight must be a torch.Tensor or None, got {type(weight).__name__}")
+            raise TypeError(f"{weight_name} must be a torch.Tensor or None, got {type(weight).__name__}")
         if not (weight.dtype.is_floating_point or weight.dtype in (torch.bool, torch.uint8)):
-            raise TypeError(f"weight must be floating point, bool or uint8, got {weight.dtype}")
+            raise TypeError(f"{weight_name} must be floating point, bool or uint8, got {weight.dtype}")
         if weight.device != x.device:
-            raise ValueError(f"weight must be on the device of x, {x.device}, got {weight.device}")
+            raise ValueError(f"{weight_name} must be on the device of {x_name}, {x.device}, got {weight.device}")
         try:
             weight = weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32).expand(shape)
         except RuntimeError:
-            raise ValueError(f"weight must broadcast to the map {tuple(shape)}, got {tuple(weight.shape)}") from None
+            raise ValueError(
+                f"{weight_name} must broadcast to the map {tuple(shape)}, got {tuple(weight.shape)}"
+            ) from None
     return x, y, weight

@@ -1,7 +1,7 @@
 """The public functions: what they mean, and the checks of their arguments."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -190,6 +190,9 @@ def pyramid_ssim_loss(
     options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
     if isinstance(xs, Tensor) or isinstance(ys, Tensor):
         raise TypeError("xs and ys must be sequences of tensors, one per FPN level, got a single tensor")
+    for name, given in (("xs", xs), ("ys", ys)):
+        if not isinstance(given, Iterable):
+            raise TypeError(f"{name} must be a sequence of tensors, one per FPN level, got {type(given).__name__}")
     xs, ys = list(xs), list(ys)
     if len(xs) != len(ys) or not xs:
         raise ValueError(f"xs and ys must hold the same number (>= 1) of levels, got {len(xs)} and {len(ys)}")
@@ -199,11 +202,16 @@ def pyramid_ssim_loss(
     if isinstance(weight, Tensor):
         raise TypeError("weight must be a sequence of tensors, one per FPN level, got a single tensor")
     weights: list[Tensor | None] = [None] * len(xs) if weight is None else list(weight)
-    if len(weights) != len(xs) or (weight is not None and any(w is None for w in weights)):
+    if len(weights) != len(xs):
         raise ValueError(f"weight must hold one tensor for each of the {len(xs)} levels, got {len(weights)}")
+    if weight is not None and any(w is None for w in weights):
+        raise TypeError(f"weight must hold a tensor for each level, got None for level {weights.index(None)}")
     if reduction not in PYRAMID_REDUCTIONS:
         raise ValueError(f"reduction must be one of {PYRAMID_REDUCTIONS}, got {reduction!r}")
-    levels = [check_inputs(x, y, w, options) for x, y, w in zip(xs, ys, weights, strict=True)]
+    levels = [
+        check_inputs(x, y, w, options, f"xs[{i}]", f"ys[{i}]", f"weight[{i}]")
+        for i, (x, y, w) in enumerate(zip(xs, ys, weights, strict=True))
+    ]
     if reduction == "sample" and len({x.shape[0] for x, _, _ in levels}) != 1:
         counts = [x.shape[0] for x, _, _ in levels]
         raise ValueError(f"reduction='sample' needs the same number of samples in each level of xs, got {counts}")

@@ -17,7 +17,7 @@ except ImportError as failure:
 
 
 def build_info() -> dict[str, object]:
-    """Facts of the build: compiler, instruction sets compiled and chosen, torch headers, CUDA architectures."""
+    """Facts of the build: compiler, torch headers, CUDA architectures, instruction sets that this processor has too."""
     return {} if _C is None else dict(_C.build_info())
 
 

@@ -6,7 +6,7 @@ Under ``TRITON_INTERPRET=1`` (set before Python starts) they also serve CPU tens
 import importlib
 import importlib.util
 import os
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -27,8 +27,11 @@ def interpreter_fails() -> str | None:
     def older(package: str, than: tuple[int, int]) -> bool:
         return tuple(map(int, version(package).split(".")[:2])) < than
 
-    if older("triton", (3, 7)) and not older("numpy", (2, 4)):
-        return f"the interpreter of Triton {version('triton')} needs NumPy < 2.4, got {version('numpy')}"
+    try:
+        if older("triton", (3, 7)) and not older("numpy", (2, 4)):
+            return f"the interpreter of Triton {version('triton')} needs NumPy < 2.4, got {version('numpy')}"
+    except PackageNotFoundError:  # a Triton of another name, or no NumPy: let it try
+        pass
     return None
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import triton_kernels as kernels
 from . import triton_tiles as tiles
 from .triton_kernels import RADIUS, SUMS, Level, View
+from .triton_math import PAIRED, PLAIN, SEPARATE
 from .triton_reductions import (
     BLOCK,
     Gradient,
@@ -115,9 +116,9 @@ class _Definition:
         self.constants = tuple(map(_bits, (2 * c1, 2 * c2, data_range)))  # a and b of Eq. (7) are doubled
         self.data_range = data_range
         self.margin = window_size // 2 if padding == "valid" else 0
-        form = 2 if beta != gamma else 0 if alpha == 1 and beta == 1 else 1
+        form = SEPARATE if beta != gamma else PLAIN if alpha == 1 and beta == 1 else PAIRED
         self.options = {
-            "form": form,
+            "form": form.value,
             "exponents": (float(alpha), float(beta), float(gamma)),
             "padding_reflect": padding == "reflect",
             "margin": self.margin,

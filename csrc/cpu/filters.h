@@ -98,22 +98,24 @@ SSIM_INLINE void filter(const V (&taps)[kRadius], const At& at, V (&out)[8]) {
 // With moments gain E[.], SSIM of images gain times as bright has the means as they come, and the squares gain times as
 // they come; it is the same where its constants are gain^2 times as large. Its derivatives are smaller by gain for the
 // means, by gain^2 for the squares. Filtered once more, those of the means are what they should be, and those of the
-// squares lack a factor gain.
+// squares lack a factor gain. Where constants must stay, moments are divided by gain instead.
 template <class T>
 struct Gain {
   T taps[kTaps];  // of the filter
-  T gain;
+  T factor;       // of squares, or of all moments where they are divided
+  double gain;
 
-  explicit Gain(const double* window) {
+  Gain(const double* window, bool divide) {
     double sum = 0;
     for (int k = 0; k < kTaps; ++k) {
       taps[k] = static_cast<T>(window[k] / window[kRadius]);
       sum += taps[k];
     }
-    gain = static_cast<T>(sum * sum);
-    // A variance is a small difference of gain times a square and a mean's square: the taps make up for gain's
-    // rounding.
-    const double missing = std::sqrt(static_cast<double>(gain)) - sum;
+    factor = static_cast<T>(divide ? 1 / (sum * sum) : sum * sum);
+    gain = divide ? 1 / static_cast<double>(factor) : static_cast<double>(factor);
+    // A variance is a small difference of two terms, one with the factor and one with the taps' sum: the taps make up
+    // for the factor's rounding.
+    const double missing = std::sqrt(gain) - sum;
     int last = 0;
     while (last < kRadius && taps[last] == T(0)) ++last;
     if (last < kRadius) taps[last] += static_cast<T>(missing / 2), taps[kTaps - 1 - last] = taps[last];

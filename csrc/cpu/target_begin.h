@@ -4,9 +4,11 @@
 
 #include <immintrin.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #define SSIM_PRAGMA(text) _Pragma(#text)

@@ -35,7 +35,7 @@ class UnitKernel {
         level_(*call.level),
         unit_(call.unit),
         bands_(call.unit, call.level->h),
-        gain_(call.problem->taps),
+        gain_(call.problem->taps, separate),
         seeded_(level_.seed.data != nullptr) {
     margin_ = p_.padding == Padding::kValid ? p_.window_radius : 0;
     reflect_ = p_.padding == Padding::kReflect;
@@ -49,7 +49,7 @@ class UnitKernel {
     load0_ = larger(0, origin_ - kRadius) - origin_;
     load1_ = smaller(level_.w, end + kRadius) - origin_;
     mirror_left_ = reflect_ && origin_ == 0, mirror_right_ = reflect_ && end == level_.w;
-    fill0_ = mirror_left_ ? -kRadius : load0_, fill1_ = mirror_right_ ? width_ + kRadius : load1_;
+    fill0_ = reflect_ ? -kRadius : load0_, fill1_ = reflect_ ? width_ + kRadius : load1_;
     keep0_ = larger(0, margin_ - origin_), keep1_ = smaller(width_, level_.w - margin_ - origin_);
     lay_out_lanes();
     by_l1_ = static_cast<T>(level_.l1 * level_.grad_scale);
@@ -80,8 +80,8 @@ class UnitKernel {
     Problem p = p_;
     if (!separate) p.c1 *= gain_.gain * gain_.gain, p.c2 *= gain_.gain * gain_.gain;
     constants_ = p.template constants<T>();
-    moment_factor_ = V{} + static_cast<T>(separate ? 1 / gain_.gain : gain_.gain);
-    partial_factor_ = V{} + static_cast<T>(separate ? 1 : gain_.gain);
+    moment_factor_ = V{} + gain_.factor;
+    partial_factor_ = V{} + (separate ? T(1) : gain_.factor);
     factor_ = static_cast<T>(level_.slope * level_.grad_scale * kGradientFactor * (separate ? 1 / gain_.gain : 1));
   }
 
@@ -197,10 +197,8 @@ class UnitKernel {
                               });
     if (!inside.all && !reflect_)
       for (T* to = own; to != own + count * pixel; to += lanes) store(to, keep<T>(load(to), inside.mask));
-    if (mirror_left_)
-      for (int64_t d = 1; d <= kRadius; ++d) copy_column(out, -d);
-    if (mirror_right_)
-      for (int64_t d = 0; d < kRadius; ++d) copy_column(out, width_ + d);
+    for (int64_t c = fill0_; c < load0_; ++c) copy_column(out, c);
+    for (int64_t c = load1_; c < fill1_; ++c) copy_column(out, c);
     if (level_.l1 != 0 && row >= 0 && row < unit_.rows) sum_l1(row, inside, out);
   }
 
@@ -225,9 +223,9 @@ class UnitKernel {
   // ---- filters ----
 
   // Filters a window of a ring's rows down and then along, a few columns at a time: calls group(slot, columns, c, n)
-  // for columns [c, c + n) of the results [first, last), whose window begins at filtered column `slot`. So many columns
-  // go together, n of them before `last`; both are integral constants. Only columns [begin, end) of the ring are other
-  // than zero. fold(slot, from, to) may filter these columns down once more.
+  // for columns [c, c + n) of the results [first, last), whose window begins at filtered column `slot`. `columns` of
+  // them are to be computed, of which n lie before `last`; `slot` and `columns` are integral constants. Only columns
+  // [begin, end) of the ring are other than zero. fold(slot, from, to) may filter these columns down once more.
   template <Column column, int count, class Fold, class Group>
   SSIM_INLINE void filter_groups(int phase, const T* ring, int64_t begin, int64_t end, int64_t first, int64_t last,
                                  const Fold& fold, const Group& group) {
@@ -279,6 +277,7 @@ class UnitKernel {
 
   // SSIM and its partials of rows q to q + kRows - 1; `at` is q's distance from the first row with partials.
   void pixel_rows(int64_t q, int64_t at, int phase) {
+    if (keep0_ >= keep1_) return;  // without gradients, a strip may lie where "valid" has no pixels
     Rows inside[kRows];
     bool any = false;
     for (int i = 0; i < kRows; ++i) {
@@ -426,7 +425,8 @@ class UnitKernel {
 
   bool tracks_extremes() const { return p_.normalize != Normalize::kNone && !p_.detach_range; }
 
-  // A few columns of a row of u and v, from the filtered partials; those past the last stay in the row's margin.
+  // A few columns of a row of u and v, from the filtered partials; those past the last are in the row's margin, or of a
+  // neighbour and no longer needed.
   template <int columns>
   SSIM_INLINE void simple_gradient(const V (&f)[maps][columns], T* row) const {
     const V by_x = by_x_, factor = partial_factor_;

@@ -23,8 +23,7 @@ constexpr int64_t kTaskBytes = 48;  // of shared memory for each of its threads:
 
 struct DeviceLimits {
   int64_t multiprocessors = 1;
-  int64_t shared_per_block = 48 << 10;           // bytes a block may ask for
-  int64_t shared_per_multiprocessor = 64 << 10;  // bytes its blocks share
+  int64_t shared_per_block = 48 << 10;  // bytes a block may ask for
 };
 
 // What a kernel needs of shared memory, and how many columns lie between neighbouring maps; as it stands, the lean one.

@@ -49,7 +49,7 @@ class Result:
     folder: str
 
 
-def peak_memory_mb(device: torch.device) -> float:
+def process_memory_mb(device: torch.device) -> float:
     """The process's peak so far, in MiB: of allocated CUDA memory, or on a CPU of its resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -152,7 +152,7 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "seconds": self._clock.seconds,
             "parameters": sum(p.numel() for p in pl_module.student.parameters()),
-            "peak_memory_mb": peak_memory_mb(pl_module.device),
+            "peak_memory_mb": process_memory_mb(pl_module.device),
         }
         write_atomically(self.folder / "record.json", json.dumps(record, indent=1))
 

@@ -94,13 +94,13 @@ def measure(
             median_ms=1000 * statistics.median(seconds[name]),
             overhead_percent=100
             * (statistics.median(a / b for a, b in zip(seconds[name], seconds[baseline], strict=True)) - 1),
-            peak_memory_mb=peak_memory_mb(step, device),
+            peak_memory_mb=step_memory_mb(step, device),
         )
         for name, step in steps.items()
     }
 
 
-def peak_memory_mb(step: Step, device: torch.device) -> float:
+def step_memory_mb(step: Step, device: torch.device) -> float:
     """Most memory that ``step`` allocates for tensors at any one time, beyond what was allocated before it, in MiB."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

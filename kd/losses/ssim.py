@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fused_ssim
+from fused_ssim.options import make_options
 from kd.losses.base import FeatureLoss
 from kd.losses.rescale import Axes, check_axes, min_max
 
@@ -60,8 +61,7 @@ class SSIMFeatureLoss(FeatureLoss):
             "backend": backend,
         }
         # A wrong option shows now, not in the first training step.
-        sample = torch.zeros(1, 1, window_size, window_size)
-        fused_ssim.ssim_loss(sample, sample, **{**self.ssim_options, "backend": None})
+        make_options(data_range, window_size, sigma, k1, k2, tuple(exponents), padding)
 
     def forward(
         self, students: Sequence[Tensor], teachers: Sequence[Tensor], valid: Sequence[Tensor] | None = None

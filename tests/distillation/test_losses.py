@@ -149,6 +149,8 @@ def test_a_shift_or_scale_of_a_channel_has_no_gradient_by_default(loss):
         ("l3", {}, "loss: got 'l3'"),
         ("l2", {"window_size": 3}, "loss options:.*window_size"),
         ("ssim", {"normalize": "batch"}, "normalize: got 'batch'"),
+        ("ssim", {"window_size": -1}, "window_size must be an odd int >= 1, got -1"),
+        ("ssim", {"window_size": 11.0}, "window_size must be an odd int >= 1, got float"),
         ("cwd", {"temperature": 0.0}, "temperature: got 0.0"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 
 import kd
 from kd.compare import step_cost
-from kd.compare.step_cost import BASELINE, distilling_steps, measure, peak_memory_mb
+from kd.compare.step_cost import BASELINE, distilling_steps, measure, step_memory_mb
 
 CPU = torch.device("cpu")
 
@@ -19,13 +19,13 @@ def test_peak_memory_is_what_was_held_at_once():
         last = torch.zeros(2**20, dtype=torch.uint8)
         del last, kept
 
-    assert peak_memory_mb(step, CPU) == pytest.approx(3.0, abs=0.01)
+    assert step_memory_mb(step, CPU) == pytest.approx(3.0, abs=0.01)
     held = torch.zeros(2**20)
 
     def releasing():
         held.set_(torch.zeros(2 * 2**20, dtype=torch.uint8).view(torch.float32))
 
-    assert peak_memory_mb(releasing, CPU) == pytest.approx(2.0, abs=0.01)
+    assert step_memory_mb(releasing, CPU) == pytest.approx(2.0, abs=0.01)
 
 
 def test_overhead_is_relative_to_the_baseline_of_the_same_round(monkeypatch):

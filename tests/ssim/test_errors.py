@@ -1,5 +1,7 @@
 """Bad input: a ValueError or TypeError that names the argument, what came and what is accepted."""
 
+import re
+
 import pytest
 import torch
 from judge import pair
@@ -76,8 +78,10 @@ INPUTS = [
 def test_inputs(function, x, y, kind, message):
     with pytest.raises(kind, match=message):
         getattr(fused_ssim, function)(x, y)
+    # Of a pyramid, the message names the level.
+    message = re.sub(r"^([xy])\b", r"\1s\\[1\\]", message).replace("and y", r"and ys\[1\]")
     with pytest.raises(kind, match=message):
-        fused_ssim.pyramid_ssim_loss([x], [y])
+        fused_ssim.pyramid_ssim_loss([X, x], [Y, y])
 
 
 PYRAMIDS = [
@@ -92,9 +96,12 @@ PYRAMIDS = [
     ([X], [Y], {"level_weights": [float("nan")]}, ValueError, "level_weights.*nan"),
     ([X], [Y], {"weight": []}, ValueError, "weight.*1 levels.*0"),
     ([X], [Y], {"weight": torch.ones(1, 16, 17)}, TypeError, "weight.*sequence.*single tensor"),
-    ([X, X], [Y, Y], {"weight": [torch.ones(17), None]}, ValueError, "weight.*each"),
+    ([X, X], [Y, Y], {"weight": [torch.ones(17), None]}, TypeError, "weight.*each.*None for level 1"),
+    ([X, X], [Y, Y], {"weight": [torch.ones(17), torch.ones(3)]}, ValueError, r"weight\[1\].*map.*\(3,\)"),
+    (None, [Y], {}, TypeError, "xs must be a sequence.*NoneType"),
+    ([X], 3, {}, TypeError, "ys must be a sequence.*int"),
     ([X, X[:1]], [Y, Y[:1]], {"reduction": "sample"}, ValueError, r"reduction='sample'.*\[2, 1\]"),
-    ([1], [2], {"reduction": "sample"}, TypeError, "x must be a torch.Tensor.*int"),
+    ([1], [2], {"reduction": "sample"}, TypeError, r"xs\[0\] must be a torch.Tensor.*int"),
 ]
 
 

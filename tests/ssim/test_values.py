@@ -8,7 +8,7 @@ import torch
 from judge import assert_close, gradients, judged, pair, tolerance
 
 import fused_ssim
-from fused_ssim import native
+from fused_ssim import dispatch, native
 
 SMALL = [(1, 1), (1, 40), (3, 40), (5, 5), (7, 10), (13, 19), (4, 11), (11, 11), (40, 1), (6, 2), (23, 33), (12, 64)]
 CUT = [
@@ -105,7 +105,35 @@ def test_the_shapes_above_are_really_cut():
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_last_strip_of_one_column(kernel_once, padding):
-    check(kernel_once, (1, 1, 11, 256 * 257 + 1), reduction="sum", padding=padding)
+    shape = (
+        1,
+        1,
+        11,
+        80 * 80 + 1,
+    )  # 81 strips of the CPU kernel's 80 columns, which a "valid" map may leave nothing of
+    check(kernel_once, shape, reduction="sum", padding=padding)
+    x, y = pair(shape)
+    alone = fused_ssim.ssim(
+        x.to(kernel_once.device), y.to(kernel_once.device), padding=padding, backend=kernel_once.name
+    )
+    assert_close(
+        alone.cpu(), judge.ssim(x.double(), y.double(), padding=padding), tolerance(torch.float32).value, "value"
+    )
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("columns", [1, 2, 4, 5, 6, 9, 10, 11])
+def test_what_a_narrow_last_strip_leaves_to_its_neighbour(columns, padding):
+    """A window of the strip before it reaches past the border too."""
+    reason = dispatch.unavailable("cpu", "cpu")
+    if reason is not None:
+        pytest.skip(reason)
+    x, y = pair((1, 1, 11, 80 * 80 + columns))
+    got = gradients(fused_ssim.ssim, x, y, None, backend="cpu", padding=padding)
+    want = judged(judge.ssim, x, y, None, padding=padding)
+    alone = fused_ssim.ssim(x, y, backend="cpu", padding=padding)
+    for value, expectation in zip((*got, alone), (*want, want[0]), strict=True):
+        assert_close(value, expectation, 2e-6, f"last strip of {columns}")
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

@@ -33,11 +33,8 @@ constexpr int warpSize = 32;
 
 inline void __syncthreads() { emulator::block_barrier(); }
 inline int __syncthreads_count(int p) { return emulator::block_barrier_count(p != 0); }
-inline int __syncthreads_or(int p) { return emulator::block_barrier_count(p != 0) > 0; }
-inline int __syncthreads_and(int p) { return emulator::block_barrier_count(p == 0) == 0; }
 inline void __syncwarp(unsigned mask = ~0u) { emulator::warp_barrier(mask, true); }
 inline void __threadfence() { emulator::fence(); }
-inline void __threadfence_block() { emulator::fence(); }
 
 namespace emulator {
 
@@ -100,11 +97,6 @@ T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
   const int me = emulator::lane(), step = static_cast<int>(by);
   return emulator::shuffle(mask, value, (me & (width - 1)) + step >= width ? -1 : me + step);
 }
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
-  const int me = emulator::lane(), step = static_cast<int>(by);
-  return emulator::shuffle(mask, value, (me & (width - 1)) - step < 0 ? -1 : me - step);
-}
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return emulator::fold(mask, predicate ? 1u << emulator::lane() : 0u, [](unsigned a, unsigned b) { return a | b; });
 }
@@ -117,10 +109,6 @@ T __reduce_add_sync(unsigned mask, T value) {
 template <class T>
 T __reduce_max_sync(unsigned mask, T value) {
   return emulator::fold(mask, value, [](T a, T b) { return std::max(a, b); });
-}
-template <class T>
-T __reduce_min_sync(unsigned mask, T value) {
-  return emulator::fold(mask, value, [](T a, T b) { return std::min(a, b); });
 }
 
 // ---- Atomics: relaxed, as on a device; only __threadfence orders them ----
@@ -145,71 +133,9 @@ template <class T, class U>
 T atomicAdd(T* place, U value) {
   return emulator::atomic(place, [=](T old) { return static_cast<T>(old + static_cast<T>(value)); });
 }
-template <class T, class U>
-T atomicMax(T* place, U value) {
-  return emulator::atomic(place, [=](T old) { return std::max(old, static_cast<T>(value)); });
-}
-template <class T, class U>
-T atomicMin(T* place, U value) {
-  return emulator::atomic(place, [=](T old) { return std::min(old, static_cast<T>(value)); });
-}
-template <class T, class U>
-T atomicOr(T* place, U value) {
-  return emulator::atomic(place, [=](T old) { return static_cast<T>(old | static_cast<T>(value)); });
-}
-template <class T, class U>
-T atomicExch(T* place, U value) {
-  return emulator::atomic(place, [=](T) { return static_cast<T>(value); });
-}
-template <class T, class U, class V>
-T atomicCAS(T* place, U compare, V value) {
-  return emulator::atomic(place, [=](T old) { return old == static_cast<T>(compare) ? static_cast<T>(value) : old; });
-}
-inline unsigned atomicInc(unsigned* place, unsigned limit) {
-  return emulator::atomic(place, [=](unsigned old) { return old >= limit ? 0u : old + 1; });
-}
 
-// ---- Loads, stores and arithmetic with a name of their own ----
+// ---- Arithmetic with a name of its own ----
 
-template <class T>
-T __ldg(const T* p) {
-  return *p;
-}
-template <class T>
-T __ldcg(const T* p) {
-  return *p;
-}
-template <class T>
-T __ldcs(const T* p) {
-  return *p;
-}
-template <class T>
-void __stcs(T* p, T value) {
-  *p = value;
-}
-template <class T>
-void __stcg(T* p, T value) {
-  *p = value;
-}
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __frcp_rn(float a) { return 1.0f / a; }
-inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
-inline double rsqrt(double a) { return 1.0 / std::sqrt(a); }
-inline float __saturatef(float a) { return std::min(std::max(a, 0.0f), 1.0f); }
-inline float __int_as_float(int a) { return __builtin_bit_cast(float, a); }
-inline int __float_as_int(float a) { return __builtin_bit_cast(int, a); }
-inline float __uint_as_float(unsigned a) { return __builtin_bit_cast(float, a); }
-inline unsigned __float_as_uint(float a) { return __builtin_bit_cast(unsigned, a); }
-inline long long __double_as_longlong(double a) { return __builtin_bit_cast(long long, a); }
-inline double __longlong_as_double(long long a) { return __builtin_bit_cast(double, a); }
-inline int __popc(unsigned a) { return __builtin_popcount(a); }
-inline int __ffs(int a) { return __builtin_ffs(a); }
-inline int __clz(int a) { return a ? __builtin_clz(static_cast<unsigned>(a)) : 32; }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t{a} * b) >> 32); }
 template <class T, class U, class = std::enable_if_t<std::is_arithmetic_v<T> && std::is_arithmetic_v<U>>>
 constexpr std::common_type_t<T, U> max(T a, U b) {
   using V = std::common_type_t<T, U>;
@@ -241,15 +167,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
-  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
-};
-enum cudaMemcpyKind {
-  cudaMemcpyHostToHost,
-  cudaMemcpyHostToDevice,
-  cudaMemcpyDeviceToHost,
-  cudaMemcpyDeviceToDevice,
-  cudaMemcpyDefault,
 };
 using cudaStream_t = struct CUstream_st*;
 struct cudaLaunchAttribute {};
@@ -270,46 +188,23 @@ inline const char* cudaGetErrorString(cudaError_t error) {
     default: return *emulator::failure() ? emulator::failure() : "unspecified launch failure";
   }
 }
-inline const char* cudaGetErrorName(cudaError_t error) { return cudaGetErrorString(error); }
-inline thread_local cudaError_t emulator_last_error = cudaSuccess;
-inline cudaError_t cudaGetLastError() { return std::exchange(emulator_last_error, cudaSuccess); }
-inline cudaError_t cudaPeekAtLastError() { return emulator_last_error; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMaxSharedMemoryPerBlock: return *value = 48 << 10, cudaSuccess;
     case cudaDevAttrMultiProcessorCount: return *value = emulator::options().multiprocessors, cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor: return *value = 9, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: return *value = 0, cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return *value = 233472, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       return *value = static_cast<int>(emulator::options().shared_limit), cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }
-template <class T>
-cudaError_t cudaMalloc(T** place, size_t bytes) {
-  *place = static_cast<T*>(std::malloc(bytes));
-  if (*place) std::memset(*place, 0xFF, bytes);
-  return *place ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-inline cudaError_t cudaFree(void* place) { return std::free(place), cudaSuccess; }
 inline cudaError_t cudaMemset(void* place, int value, size_t bytes) {
   return std::memset(place, value, bytes), cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* place, int value, size_t bytes, cudaStream_t = nullptr) {
   return cudaMemset(place, value, bytes);
-}
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
-}
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = nullptr) {
-  return cudaMemcpy(to, from, bytes, kind);
 }
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
@@ -320,11 +215,6 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribu
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   return static_cast<cudaError_t>(emulator::set_shared_limit(kernel, static_cast<size_t>(value)));
-}
-template <class... P>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(P...), int threads, size_t bytes) {
-  *blocks = std::max(0, std::min(2048 / std::max(threads, 1), static_cast<int>(233472 / (bytes + 1024))));
-  return cudaSuccess;
 }
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
@@ -345,5 +235,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                             &call, {places, sizes, sizeof...(argument)});
   };
   const int error = std::apply(launch, call.arguments);
-  return emulator_last_error = static_cast<cudaError_t>(error);
+  return static_cast<cudaError_t>(error);
 }
