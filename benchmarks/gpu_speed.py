@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fused_ssim
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, by_planes
 
 FPN = [(100, 152), (50, 76), (25, 38), (13, 19), (7, 10)]
 SHAPES = [*((n, 256, h, w) for n in (1, 2, 8, 16) for h, w in FPN), (5, 5, 1080, 1920)]
@@ -32,11 +32,6 @@ TIMED = ("pytorch-msssim", "fussim", "rahul-goel/fused-ssim")
 """Peers of zero padding or whole windows, with a kernel of their own or the most users."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def by_planes(loss: Loss) -> Loss:
-    """The same of N*C images of one channel."""
-    return lambda x, y: loss(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None])
 
 
 def losses(device: str) -> dict[str, tuple[Loss, str | None]]:

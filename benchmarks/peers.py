@@ -111,14 +111,9 @@ def _fussim() -> Loss:
     return lambda x, y: 1 - theirs(x, y)
 
 
-def _planes_as_samples(build: Callable[[], Loss]) -> Callable[[], Loss]:
+def by_planes(loss: Loss) -> Loss:
     """(N, C, H, W) as (N C, 1, H, W): the same mean, and the layout that suits kernels which loop over channels."""
-
-    def built() -> Loss:
-        loss = build()
-        return lambda x, y: loss(x.reshape(-1, 1, *x.shape[2:]), y.reshape(-1, 1, *y.shape[2:]))
-
-    return built
+    return lambda x, y: loss(x.reshape(-1, 1, *x.shape[2:]), y.reshape(-1, 1, *y.shape[2:]))
 
 
 PEERS = (
@@ -127,9 +122,9 @@ PEERS = (
     Candidate("kornia", "peer", _kornia, padding="reflect", scale=0.5),
     Candidate("torchmetrics", "peer", _torchmetrics, padding="reflect"),
     Candidate("rahul-goel/fused-ssim", "peer", _rahul_goel, devices=("cuda",)),
-    Candidate("rahul-goel/fused-ssim, planes", "peer", _planes_as_samples(_rahul_goel), devices=("cuda",)),
+    Candidate("rahul-goel/fused-ssim, planes", "peer", lambda: by_planes(_rahul_goel()), devices=("cuda",)),
     Candidate("fussim", "peer", _fussim, devices=("cuda",)),
-    Candidate("fussim, planes", "peer", _planes_as_samples(_fussim), devices=("cuda",)),
+    Candidate("fussim, planes", "peer", lambda: by_planes(_fussim()), devices=("cuda",)),
 )
 PACKAGES = ("torch", "pytorch-msssim", "piq", "kornia", "torchmetrics", "fussim")
 

@@ -68,7 +68,7 @@ def test_value_alone_where_nothing_needs_a_gradient(backend, reduction):
 @pytest.mark.parametrize("window_size", [5, 11])
 def test_errors_of_pixels_cancel(backend, window_size):
     """A variance is a small difference: were the squares' filter to differ from the means' by a rounding, every pixel
-    would be wrong by the same 5e-8, which a sum over a million pixels shows and a small one does not."""
+    would be wrong by the same 3e-8, which a sum over a million pixels shows and a small one does not."""
     x, y = pair((1, 4, 64, 64))
     options = {"reduction": "none", "window_size": window_size}
     value = fused_ssim.ssim(x.to(backend.device), y.to(backend.device), backend=backend.name, **options)
