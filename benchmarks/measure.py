@@ -118,8 +118,8 @@ def times(losses: dict[str, Loss], x: Tensor, y: Tensor, rounds: int) -> dict[st
     """
     calls = {}
     for name, loss in losses.items():
-        _turn(loss, x, y, 1)  # what happens once: compilation, lazy initialisation, page faults
-        once = min(_turn(loss, x, y, 1) for _ in range(2))
+        once = _turn(loss, x, y, 1)  # with what happens once: compilation, lazy initialisation, page faults
+        once = min(_turn(loss, x, y, 1) for _ in range(2 if once < PATIENCE_SECONDS else 1))
         calls[name] = max(1, min(50, math.ceil(TURN_SECONDS / once)))
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     names = list(losses)

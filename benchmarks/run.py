@@ -80,6 +80,15 @@ def measure_case(case: Case, candidates: list[Candidate], args: argparse.Namespa
     }
 
 
+def save(result: report.Record, out: Path) -> str:
+    """Write OUT.json and OUT.md as far as they are; returns the latter. After every case, so that no hour is lost."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    text = report.markdown(result)
+    out.with_suffix(".md").write_text(text)
+    return text
+
+
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
@@ -91,11 +100,12 @@ def main() -> None:
         "arguments": {"shapes": args.shapes, "quick": args.quick, "rounds": args.rounds, "largest": args.largest},
         "candidates": {c.name: {"kind": c.kind, "padding": c.padding, "twin": c.twin} for c in candidates},
     }
-    measured = []
+    measured: list[dict[str, object]] = []
+    result["cases"] = measured
     for case in cases(groups, args.quick, args.largest):
         measured.append(measure_case(case, candidates, args))
         print(f"{time.monotonic() - begin:6.0f} s  times   {case.group:8} {case.shape}", file=sys.stderr, flush=True)
-    result["cases"] = measured
+        save(result, args.out)
     if not args.no_memory:
         for entry in measured:
             if entry["group"] != "issue" or (args.quick and entry is not measured[0]):
@@ -106,13 +116,8 @@ def main() -> None:
             }
             print(f"{time.monotonic() - begin:6.0f} s  memory  {shape}", file=sys.stderr, flush=True)
     result["seconds"] = round(time.monotonic() - begin)
-
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    text = report.markdown(result)
-    args.out.with_suffix(".md").write_text(text)
+    print(save(result, args.out))
     plots.draw(result, args.out)
-    print(text)
     wrong = [
         name for entry in measured for name in entry["not_measured"] if result["candidates"][name]["kind"] == "fused"
     ]

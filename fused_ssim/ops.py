@@ -5,6 +5,7 @@
 ``scale_``       multiplies gradients in place by a factor that stays on its device, and leaves at once where it is 1.
 """
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -73,9 +74,12 @@ def ssim_sums(
     definition = (*_definition(options), normalize or "", detach_range, per_sample, grad_x, grad_y)
     arguments = (weights, offset, slope, l1, grad_scale, *definition)
     operators = _operators(backend)
-    if (grad_x or grad_y) and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return operators.ssim_sums(xs, ys, *arguments)[0]
+    if grad_x or grad_y:
         return _Sums.apply(operators, arguments, *xs, *ys)
-    return operators.ssim_sums(xs, ys, *arguments)[0]
+    with _below_autograd():
+        return operators.ssim_sums(xs, ys, *arguments)[0]
 
 
 def _value_dtype(x: Tensor) -> torch.dtype:
@@ -118,6 +122,10 @@ def _refuse_double_backward() -> None:
         )
 
 
+# Where autograd has nothing to record, so that a call does not walk through torch.library's part of it, in Python.
+_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext)
+
+
 def _keeps_graph() -> bool:
     """Whether the running backward was called with retain_graph, so that saved tensors must stay as they are."""
     keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
@@ -157,7 +165,8 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, arguments, *tensors):
         levels, grad_scale = len(tensors) // 2, arguments[4]
-        values, grads_x, grads_y = operators.ssim_sums(list(tensors[:levels]), list(tensors[levels:]), *arguments)
+        with _below_autograd():
+            values, grads_x, grads_y = operators.ssim_sums(list(tensors[:levels]), list(tensors[levels:]), *arguments)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*grads_x, *grads_y)
         ctx.operators, ctx.saved = operators, _Saved(levels, bool(grads_x), bool(grads_y), grad_scale)

@@ -105,7 +105,9 @@ def reduce_levels(
         axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
         totals = torch.stack([weight.sum(axes) for _, _, weight in levels if weight is not None]).to(values.dtype)
         values = torch.where(totals == 0, torch.zeros_like(values), values / torch.where(totals == 0, 1.0, totals))
-    return values if reduction == "level" else values.sum(0)
+    if reduction == "level":
+        return values
+    return values.squeeze(0) if len(levels) == 1 else values.sum(0)
 
 
 def _sum_of_map(

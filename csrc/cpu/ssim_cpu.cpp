@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <new>
 
 #include "ranges.h"
 
@@ -12,7 +13,7 @@ namespace ssim {
 namespace {
 
 constexpr int64_t kThreads = 4;         // that the plan reckons with, whatever there are
-constexpr int64_t kBandRows = 16;       // fewest rows of a band
+constexpr int64_t kBandRows = 4;        // fewest rows of a band
 constexpr int64_t kBorderRows = 9;      // rows that a cut costs, in rows of full work: 20 are loaded, 10 filtered
 constexpr int64_t kGrabPixels = 32768;  // pixels a thread takes at a time
 
@@ -54,6 +55,14 @@ struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
 };
 
+// Kept from call to call: fresh pages for each would take longer than a small map.
+void* workspace_of_thread() {
+  thread_local std::unique_ptr<void, FreeDeleter> memory;
+  if (!memory) memory.reset(std::aligned_alloc(64, kWorkspaceBytes));
+  if (!memory) throw std::bad_alloc();
+  return memory.get();
+}
+
 template <class T>
 class Run {
  public:
@@ -83,15 +92,14 @@ class Run {
     if (problem_.normalize != Normalize::kNone) find_extremes();
     std::atomic<int64_t> next{0};
     parallel_.run(std::min(parallel_.threads, units_), [&](int64_t) {
-      std::unique_ptr<void, FreeDeleter> memory(std::aligned_alloc(64, kWorkspaceBytes));
-      if (!memory) throw std::bad_alloc();
+      void* const workspace = workspace_of_thread();
       for (;;) {
         int64_t begin = next.load(), end;
         do {
           if (begin >= units_) return;
           end = std::min(units_, begin + grab(begin));
         } while (!next.compare_exchange_weak(begin, end));
-        for (int64_t u = begin; u < end; ++u) one(u, memory.get());
+        for (int64_t u = begin; u < end; ++u) one(u, workspace);
       }
     });
     if (problem_.normalize != Normalize::kNone && !problem_.detach_range)

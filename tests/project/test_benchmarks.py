@@ -166,3 +166,19 @@ def test_a_run_from_end_to_end(tmp_path, monkeypatch, capsys):
         assert peer.name in text
     for name in ("ratios", "growth", "memory"):
         assert (tmp_path / f"cpu_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_is_cut_short_keeps_what_it_measured(tmp_path, monkeypatch):
+    def measured_or_cut(case, candidates, args):
+        if case.shape[1] > 1:
+            raise KeyboardInterrupt
+        nothing = {key: {} for key in ("errors", "median_seconds", "fastest_seconds", "turns", "not_measured")}
+        return {"group": case.group, "shape": list(case.shape), "varied": case.varied, **nothing}
+
+    monkeypatch.setattr(run, "measure_case", measured_or_cut)
+    arguments = ["run", "--shapes", "channels", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "cpu")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(KeyboardInterrupt):
+        run.main()
+    assert [c["shape"] for c in json.loads((tmp_path / "cpu.json").read_text())["cases"]] == [[1, 1, 50, 76]]
+    assert "(1, 1, 50, 76)" in (tmp_path / "cpu.md").read_text()
