@@ -130,11 +130,12 @@ class Run {
     return std::upper_bound(first_unit_.begin(), first_unit_.end(), unit) - first_unit_.begin() - 1;
   }
 
-  // Units that a thread takes together: enough small ones, never of two levels.
+  // Units that a thread takes together: enough small ones, not the share of another thread, and never of two levels.
   int64_t grab(int64_t unit) const {
     const size_t l = level_of(unit);
     const int64_t pixels = lanes_ * levels_[l].h * levels_[l].w / (plans_[l].strips * plans_[l].bands) + 1;
-    return std::min(std::max<int64_t>(1, kGrabPixels / pixels), first_unit_[l + 1] - unit);
+    const int64_t many = std::min(kGrabPixels / pixels, units_ / parallel_.threads);
+    return std::min(std::max<int64_t>(1, many), first_unit_[l + 1] - unit);
   }
 
   void one(int64_t index, void* workspace) {
