@@ -54,13 +54,18 @@ struct Bands {
   }
 };
 
+constexpr int64_t kCacheStride = 4096;  // bytes from one place of the first cache to what lies in the same one
+constexpr int64_t kFar = 1 << 16;
+constexpr int kCacheWays = 8;  // that it holds of these, of x and y together
+
 // A tensor, and where row0 of each lane's band begins in it.
 template <class T>
 struct BandTensor {
   static constexpr int lanes = kLanes<T>;
 
   const View* view;
-  bool dense;  // its rows are used in place
+  bool dense;    // its rows need no conversion
+  bool crowded;  // but rows of several bands fall into the same few places of the first cache, and drive each other out
   int64_t start[lanes];
 
   BandTensor() = default;
@@ -70,10 +75,14 @@ struct BandTensor {
       const Band& band = bands.band[i];
       start[i] = band.n * v.stride_n + band.c * v.stride_c + band.row0 * v.stride_h;
     }
+    // Short distances are of small planes, which cost less in place.
+    const auto distance = [&](int i) { return (start[i] - start[0]) * static_cast<int64_t>(sizeof(T)); };
+    crowded = dense && 2 * bands.count > kCacheWays && distance(1) >= kFar;
+    for (int i = 1; i < bands.count; ++i) crowded &= distance(i) % kCacheStride == 0;
   }
 };
 
-// Reads and writes rows of tensors; what is not dense goes through `scratch`, two rows of kSpan for each lane.
+// Reads and writes rows of tensors, in place, or through `scratch`, two rows of kSpan for each lane.
 template <class T>
 struct BandAccess {
   static constexpr int lanes = kLanes<T>;
@@ -97,13 +106,17 @@ struct BandAccess {
       for (int t = 0; t < tensors; ++t) {
         const View& view = *tensor[t]->view;
         const int64_t offset = tensor[t]->start[i] + at * view.stride_h + column * view.stride_w;
-        if (tensor[t]->dense) {
-          from[t][i] = static_cast<const T*>(view.data) + offset;
-        } else {
-          T* const copy = scratch + (t * lanes + i) * kSpan;
-          rows.load(copy, view, offset, count);
-          from[t][i] = copy;
+        const T* const in_place = static_cast<const T*>(view.data) + offset;
+        if (tensor[t]->dense && !tensor[t]->crowded) {
+          from[t][i] = in_place;
+          continue;
         }
+        T* const copy = scratch + (t * lanes + i) * kSpan;
+        if (tensor[t]->dense)
+          __builtin_memcpy(copy, in_place, count * sizeof(T));
+        else
+          rows.load(copy, view, offset, count);
+        from[t][i] = copy;
       }
     }
     gather<T, tensors>(from, count, put);
@@ -116,12 +129,19 @@ struct BandAccess {
     const int64_t offset = row * view.stride_h + column * view.stride_w;
     T* to[lanes];
     for (int i = 0; i < lanes; ++i) {
-      const bool there = tensor.dense && i < bands.count && inside.has(i);
+      const bool there = tensor.dense && !tensor.crowded && i < bands.count && inside.has(i);
       to[i] = there ? static_cast<T*>(view.data) + tensor.start[i] + offset : scratch + i * kSpan;
     }
     scatter(values, stride, count, to);
-    for (int i = 0; !tensor.dense && i < bands.count; ++i)
-      if (inside.has(i)) rows.store(to[i], view, tensor.start[i] + offset, count);
+    if (tensor.dense && !tensor.crowded) return;
+    for (int i = 0; i < bands.count; ++i) {
+      if (!inside.has(i)) continue;
+      const int64_t at = tensor.start[i] + offset;
+      if (tensor.dense)
+        __builtin_memcpy(static_cast<T*>(view.data) + at, to[i], count * sizeof(T));
+      else
+        rows.store(to[i], view, at, count);
+    }
   }
 };
 

@@ -104,6 +104,15 @@ def test_the_shapes_above_are_really_cut():
     assert [plan["bands"] > 1 for plan in plans] == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize("kernel", ["cpu-AVX-512", "cpu-AVX2", "cpu-baseline"], indirect=True)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("shape", [(1, 64, 32, 512), (1, 1, 262, 1024)], ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_lanes_a_multiple_of_4096_bytes_apart(kernel, shape, padding, reduction):
+    """Planes, or bands of one plane, whose rows share so few places of a cache that the CPU kernel copies them."""
+    check(kernel, shape, with_upstream=reduction == "none", reduction=reduction, padding=padding)
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_last_strip_of_one_column(kernel_once, padding):
     shape = (
