@@ -54,9 +54,9 @@ struct Bands {
   }
 };
 
-constexpr int64_t kCacheStride = 4096;  // bytes from one place of the first cache to what lies in the same one
-constexpr int64_t kFar = 1 << 16;
-constexpr int kCacheWays = 8;  // that it holds of these, of x and y together
+constexpr int64_t kCacheStride = 4096;  // bytes from a line to the next in the same place of the first cache
+constexpr int kCacheWays = 8;           // lines that such a place holds: of x and y together, so those of four bands
+constexpr int64_t kFar = 1 << 16;       // bytes between bands from which on copying their rows pays
 
 // A tensor, and where row0 of each lane's band begins in it.
 template <class T>
