@@ -12,7 +12,7 @@
 
 #include "bands.h"
 #include "filters.h"
-#include "fold.h"
+#include "mirror.h"
 #include "unit.h"
 
 namespace ssim {
@@ -48,7 +48,6 @@ class UnitKernel {
     own0_ = unit_.col0 - origin_, own1_ = unit_.col1 - origin_;
     load0_ = larger(0, origin_ - kRadius) - origin_;
     load1_ = smaller(level_.w, end + kRadius) - origin_;
-    mirror_left_ = reflect_ && origin_ == 0, mirror_right_ = reflect_ && end == level_.w;
     fill0_ = reflect_ ? -kRadius : load0_, fill1_ = reflect_ ? width_ + kRadius : load1_;
     keep0_ = larger(0, margin_ - origin_), keep1_ = smaller(width_, level_.w - margin_ - origin_);
     lay_out_lanes();
@@ -65,8 +64,9 @@ class UnitKernel {
       // Both rings turn alike: each window begins where its ring did, `phase` pairs of rows ago.
       const int phase = static_cast<int>(step * (kRows / 2) % kPhases);
       pixel_rows(q, q - first, phase);
+      if (sides && reflect_) reflect_partials(q, q - first);
       if (!has_gradients(q)) continue;
-      for (int64_t at = q - first - 2 * kRadius; !begun && at < 0; ++at) clear_partials(partials_row(at));
+      if (!begun) begin_partials(q, first);
       begun = true;
       gradient_rows(q - kRadius, q - first, phase);
     }
@@ -144,7 +144,6 @@ class UnitKernel {
     static_assert((kRing * (kPixelStride + kPartialStride) + kFiltered + kRows * kSpan * lanes) *
                       static_cast<int64_t>(sizeof(T)) <=
                   kWorkspaceBytes);
-    column_taps_.lay_out(gain_.taps, mirror_left_, mirror_right_, origin_, width_, level_.w);
   }
 
   static constexpr int64_t kPixelStride = kRowStride<T, 2>, kPartialStride = kRowStride<T, maps>;
@@ -156,6 +155,19 @@ class UnitKernel {
   T* seeds_row(int i) const { return seeds_ + i * kSpan * lanes; }
 
   void clear_partials(T* row) const { __builtin_memset(row + keep0_ * partial, 0, bytes((keep1_ - keep0_) * maps)); }
+
+  // The rows that the first rows of the gradient see above those with partials.
+  void begin_partials(int64_t q, int64_t first) const {
+    if (reflect_) {
+      for (int64_t row = -kRadius; row < 0; ++row) mirror_partials(row, first);
+    } else {
+      for (int64_t at = q - first - 2 * kRadius; at < 0; ++at) clear_partials(partials_row(at));
+    }
+  }
+
+  void mirror_partials(int64_t row, int64_t first) const {
+    mirror_row<T>(bands_, row, width_ * maps, [&](int64_t r) { return partials_row(r - first); });
+  }
 
   // Small planes stay in the cache of themselves.
   int64_t fetch_end(int64_t end, int64_t rows) const {
@@ -225,10 +237,10 @@ class UnitKernel {
   // Filters a window of a ring's rows down and then along, a few columns at a time: calls group(slot, columns, c, n)
   // for columns [c, c + n) of the results [first, last), whose window begins at filtered column `slot`. `columns` of
   // them are to be computed, of which n lie before `last`; `slot` and `columns` are integral constants. Only columns
-  // [begin, end) of the ring are other than zero. fold(slot, from, to) may filter these columns down once more.
-  template <Column column, int count, class Fold, class Group>
+  // [begin, end) of the ring are other than zero, or other than mirror images where `mirror` says so.
+  template <Column column, int count, class Group>
   SSIM_INLINE void filter_groups(int phase, const T* ring, int64_t begin, int64_t end, int64_t first, int64_t last,
-                                 const Fold& fold, const Group& group) {
+                                 bool mirror, const Group& group) {
     int64_t done = first - kRadius;  // columns filtered down
     const auto slot = [&](int64_t c) { return c - first + kRadius; };
     for (int64_t c = first; c < last; c += kColumns) {
@@ -241,10 +253,15 @@ class UnitKernel {
       };
       const int64_t need = c + (n <= kFewColumns ? kFewColumns : kColumns) + kRadius;
       const int64_t from = smaller(larger(done, begin), need), to = larger(from, smaller(need, end));
-      clear_filtered<count>(slot(done), slot(from));
       filter_down<T, column, count>(phase, ring, from, to, filtered_, slot(from), taps_);
-      fold(slot(from), from, to);
-      clear_filtered<count>(slot(to), slot(need));
+      if (mirror) {
+        double_filtered<count>(from, to, slot(0));
+        mirror_filtered<count>(done, from, slot(0));
+        mirror_filtered<count>(to, need, slot(0));
+      } else {
+        clear_filtered<count>(slot(done), slot(from));
+        clear_filtered<count>(slot(to), slot(need));
+      }
       done = need;
       constexpr int groups = kSlots / kColumns;
       static_assert(groups == 3 || groups == 4);
@@ -273,6 +290,26 @@ class UnitKernel {
     }
   }
 
+  // For the columns at an end of their rows, of [begin, end): mirror.h. Column 0 is at `slot0`.
+  template <int count>
+  void double_filtered(int64_t begin, int64_t end, int64_t slot0) const {
+    for (const int64_t c : {-origin_, level_.w - 1 - origin_}) {
+      if (c < begin || c >= end || level_.w == 1) continue;
+      T* const to = filtered<count>(slot0 + c, 0);
+      for (int k = 0; k < kRows * count; ++k) store(to + k * lanes, load(to + k * lanes) * T(2));
+    }
+  }
+
+  // Columns [begin, end) outside of the map, as far as filters reach.
+  template <int count>
+  void mirror_filtered(int64_t begin, int64_t end, int64_t slot0) const {
+    for (int64_t c = begin; c < smaller(end, level_.w + kRadius - origin_); ++c) {
+      const T* const from = filtered<count>(slot0 + mirrored(origin_ + c, level_.w) - origin_, 0);
+      T* const to = filtered<count>(slot0 + c, 0);
+      for (int k = 0; k < kRows * count; ++k) store(to + k * lanes, load(from + k * lanes));
+    }
+  }
+
   // ---- SSIM ----
 
   // SSIM and its partials of rows q to q + kRows - 1; `at` is q's distance from the first row with partials.
@@ -283,7 +320,7 @@ class UnitKernel {
     for (int i = 0; i < kRows; ++i) {
       inside[i] = bands_.rows(q + i, margin_);
       any |= inside[i].any;
-      if (sides && !inside[i].any) clear_partials(partials_row(at + i));
+      if (sides && !reflect_ && !inside[i].any) clear_partials(partials_row(at + i));
       if (seeded_ && inside[i].any)  // a map's rows begin `margin` rows below the plane's
         read_seeds(q + i - margin_, level_.h - 2 * margin_, origin_ + keep0_ - margin_, keep1_ - keep0_, seeds_row(i));
     }
@@ -294,7 +331,7 @@ class UnitKernel {
     Fetch<T> x(x_, next, end, origin_ + load0_, load1_ - load0_, parts);
     Fetch<T> y(y_, next, end, origin_ + load0_, load1_ - load0_, parts);
     filter_groups<Column::kPixel, moments>(
-        phase, pixels_ring_, fill0_, fill1_, keep0_, keep1_, [](int64_t, int64_t, int64_t) {},
+        phase, pixels_ring_, fill0_, fill1_, keep0_, keep1_, false,
         [&](auto slot, auto columns, int64_t c, int64_t n) __attribute__((always_inline)) {
           x.some();
           y.some();
@@ -321,6 +358,18 @@ class UnitKernel {
       if (!seeded_) seeds[i] += static_cast<T>(larger(0, smaller(own1_, keep1_) - larger(own0_, keep0_)));
       add(&UnitSums::seed, seeds[i], inside[i]);
     }
+  }
+
+  // What mirror.h says of the partials of rows q to q + kRows - 1. (Those above the first are mirrored once they may be.)
+  void reflect_partials(int64_t q, int64_t at) const {
+    for (int i = 0; i < kRows; ++i) {
+      V twice;
+      if (!end_factors<T>(bands_, q + i, T(2), twice)) continue;
+      T* const row = partials_row(at + i);
+      for (int64_t j = 0; j < width_ * maps; ++j) store(row + j * lanes, load(row + j * lanes) * twice);
+    }
+    for (int i = 0; i < kRows; ++i)
+      if (q + i >= 0 && !bands_.rows(q + i, 0).all) mirror_partials(q + i, q - at);
   }
 
   // `n` pixels of a row, from their moments; `simple`: of all lanes, and without weights. Those of columns
@@ -368,32 +417,21 @@ class UnitKernel {
   // no later row needs.
   void gradient_rows(int64_t p, int64_t at, int phase) {
     Rows inside[kRows];
-    bool folds[kRows] = {};
-    V folded[kRows][kTaps];
+    V halves[kRows];
     for (int i = 0; i < kRows; ++i) {
       inside[i] = bands_.rows(p + i, 0);
       inside[i].any = inside[i].any && p + i >= 0 && p + i < unit_.rows;
-      if (reflect_ && inside[i].any) folds[i] = fold_row_taps(gain_.taps, bands_, p + i, folded[i]);
+      if (reflect_) end_factors<T>(bands_, p + i, T(0.5), halves[i]);
       if (by_l1_ != 0 && seeded_ && inside[i].any)
         read_seeds(p + i, level_.h, origin_ + own0_, own1_ - own0_, seeds_row(i));
     }
     V grads[kRows][2] = {}, grad_values[kRows][2] = {};
-    const bool simple = sides == 1 && by_l1_ == 0 && !tracks_extremes() && !mirror_left_ && !mirror_right_;
+    const bool simple = sides == 1 && by_l1_ == 0 && !tracks_extremes();
     const int64_t end = fetch_end(p + kRows, smaller(unit_.rows, level_.h - bands_.highest));
     Fetch<T> of_x(grad_x_, larger(0, p), end, origin_ + own0_, own1_ - own0_,
                   (own1_ - own0_ + kColumns - 1) / kColumns);
     filter_groups<Column::kPartials, maps>(
-        phase, partials_ring_, keep0_, keep1_, own0_, own1_,
-        [&](int64_t slot, int64_t from, int64_t to) {
-          for (int i = 0; i < kRows; ++i)
-            for (int64_t c = from; folds[i] && c < to; ++c)
-              for (int m = 0; m < maps; ++m) {
-                V sum{};
-                for (int k = 0; k < kTaps; ++k)
-                  sum += folded[i][k] * load(partials_row(at + i + k - 2 * kRadius) + c * partial + m * lanes);
-                store(filtered<maps>(slot + c - from, i) + m * lanes, sum);
-              }
-        },
+        phase, partials_ring_, keep0_, keep1_, own0_, own1_, reflect_,
         [&](auto slot, auto columns, int64_t c, int64_t n) __attribute__((always_inline)) {
           of_x.some();
           for (int i = 0; i < kRows; ++i) {
@@ -402,14 +440,15 @@ class UnitKernel {
             filter_along<T, slot()>(filtered_ + i * maps * lanes, taps_, f);
             T* const row = pixels_row(at + i - kRadius) + c * pixel;
             if (simple)
-              simple_gradient(f, row);
+              simple_gradient(f, reflect_ ? by_x_ * halves[i] : by_x_, row);
             else
-              gradient(f, i, c, n, row, seeds_row(i) + (c - own0_) * lanes, grads[i], grad_values[i]);
+              gradient(f, halves[i], c, n, row, seeds_row(i) + (c - own0_) * lanes, grads[i], grad_values[i]);
           }
         });
     for (int i = 0; i < kRows; ++i) {
       if (!inside[i].any) continue;
-      const T* const values = pixels_row(at + i - kRadius) + own0_ * pixel;
+      T* const values = pixels_row(at + i - kRadius) + own0_ * pixel;
+      if (simple && reflect_) halve_ends(values);
       access().write(grad_x_, p + i, inside[i], origin_ + own0_, own1_ - own0_, values, 2);
       if (sides == 2) access().write(grad_y_, p + i, inside[i], origin_ + own0_, own1_ - own0_, values + lanes, 2);
       if (!tracks_extremes()) continue;
@@ -428,8 +467,8 @@ class UnitKernel {
   // A few columns of a row of u and v, from the filtered partials; those past the last are in the row's margin, or of a
   // neighbour and no longer needed.
   template <int columns>
-  SSIM_INLINE void simple_gradient(const V (&f)[maps][columns], T* row) const {
-    const V by_x = by_x_, factor = partial_factor_;
+  SSIM_INLINE void simple_gradient(const V (&f)[maps][columns], V by_x, T* row) const {
+    const V factor = partial_factor_;
 #pragma GCC unroll 8
     for (int t = 0; t < columns; ++t, row += pixel) {
       const V of_squares = load(row) * f[maps > 1][t] + load(row + lanes) * f[maps - 1][t];
@@ -437,15 +476,28 @@ class UnitKernel {
     }
   }
 
-  // `n` of them, with all that a gradient may have besides; c is the first one's column, i the filtered row.
+  // Halves a row's own columns at the ends of their rows.
+  void halve_ends(T* own) const {
+    for (const int64_t c : {-origin_, level_.w - 1 - origin_}) {
+      if (c < own0_ || c >= own1_ || level_.w == 1) continue;
+      T* const to = own + (c - own0_) * pixel;
+      store(to, load(to) * T(0.5));
+    }
+  }
+
+  // `n` of them, with all that a gradient may have besides; c is the first one's column. What comes from "reflect" is
+  // multiplied by `halves`.
   template <int columns>
-  void gradient(V (&f)[maps][columns], int i, int64_t c, int64_t n, T* row, const T* weights, V (&grads)[2],
+  void gradient(V (&f)[maps][columns], V halves, int64_t c, int64_t n, T* row, const T* weights, V (&grads)[2],
                 V (&grad_values)[2]) const {
     const V by_x = by_x_, by_y = by_y_, factor = partial_factor_;
     const T by_l1 = by_l1_;
-    const bool track = tracks_extremes(), mirrors = mirror_left_ || mirror_right_;
+    const bool track = tracks_extremes();
     for (int64_t t = 0; t < n; ++t, row += pixel) {
-      if (mirrors) fold_column(f, i, t, c + t);
+      if (reflect_) {
+        const V share = at_end(origin_ + c + t, level_.w) ? halves * T(0.5) : halves;
+        for (int k = 0; k < maps; ++k) f[k][t] *= share;
+      }
       const V u = load(row), v = load(row + lanes);
       V of_l1{};
       if (by_l1 != 0) {
@@ -472,17 +524,6 @@ class UnitKernel {
     }
   }
 
-  // Column c anew, the t-th of those filtered along row i.
-  template <int columns>
-  void fold_column(V (&f)[maps][columns], int i, int64_t t, int64_t c) const {
-    const T* const taps = column_taps_.of(c);
-    if (!taps) return;
-    for (int k = 0; k < maps; ++k) {
-      f[k][t] = V{};
-      for (int tap = 0; tap < kTaps; ++tap) f[k][t] += taps[tap] * load(filtered<maps>(c - own0_ + tap, i) + k * lanes);
-    }
-  }
-
   UnitCall<T>& call_;
   const Problem& p_;
   const Level& level_;
@@ -496,7 +537,7 @@ class UnitKernel {
   int64_t load0_, load1_;   // columns of x and y that are read, local
   int64_t fill0_, fill1_;   // and with mirror images
   int64_t keep0_, keep1_;   // columns that are in the map, local
-  bool reflect_, mirror_left_, mirror_right_;
+  bool reflect_;
   BandTensor<T> x_, y_, seed_, map_, grad_x_, grad_y_;
   V low_x_, scale_x_, low_y_, scale_y_;
   V moment_factor_;   // of the moments that are not as they should be, or of all
@@ -507,7 +548,6 @@ class UnitKernel {
   V taps_[kRadius];
   Constants<T> constants_;
   T *pixels_ring_, *partials_ring_, *filtered_, *seeds_, *scratch_;
-  ColumnTaps<T> column_taps_;
 };
 
 template <class T, Form form>
