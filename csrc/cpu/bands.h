@@ -89,11 +89,10 @@ struct BandAccess {
 
   const Bands<T>& bands;
   const RowAccess<T>& rows;
-  bool reflect;  // rows outside are mirrored, else the nearest inside
   T* scratch;
 
-  // Reads `count` columns of tensors with planes of `height` rows, from (row0 + row, column) on, and calls
-  // put(column, vectors) for each, of some twice.
+  // Reads `count` columns of tensors with planes of `height` rows, from (row0 + row, column) on, or of the nearest row
+  // of the plane, and calls put(column, vectors) for each, of some twice.
   template <int tensors, class Put>
   SSIM_INLINE void read(const BandTensor<T>* const (&tensor)[tensors], int64_t row, int64_t height, int64_t column,
                         int64_t count, const Put& put) const {
@@ -102,7 +101,7 @@ struct BandAccess {
     for (int i = 0; i < lanes; ++i) {
       int64_t at = row, in_plane = bands.band[i].row0 + row;
       if (in_plane < 0 || in_plane >= height)
-        at = (reflect ? mirrored(in_plane, height) : in_plane < 0 ? 0 : height - 1) - bands.band[i].row0;
+        at = (in_plane < 0 ? 0 : height - 1) - bands.band[i].row0;
       for (int t = 0; t < tensors; ++t) {
         const View& view = *tensor[t]->view;
         const int64_t offset = tensor[t]->start[i] + at * view.stride_h + column * view.stride_w;

@@ -48,7 +48,6 @@ class UnitKernel {
     own0_ = unit_.col0 - origin_, own1_ = unit_.col1 - origin_;
     load0_ = larger(0, origin_ - kRadius) - origin_;
     load1_ = smaller(level_.w, end + kRadius) - origin_;
-    fill0_ = reflect_ ? -kRadius : load0_, fill1_ = reflect_ ? width_ + kRadius : load1_;
     keep0_ = larger(0, margin_ - origin_), keep1_ = smaller(width_, level_.w - margin_ - origin_);
     lay_out_lanes();
     by_l1_ = static_cast<T>(level_.l1 * level_.grad_scale);
@@ -60,7 +59,12 @@ class UnitKernel {
     int64_t loaded = first - kRadius;
     bool begun = false;
     for (int64_t q = first, step = 0; q < end; q += kRows, ++step) {
+      const int64_t fresh = loaded;
       for (; loaded < q + kRows + kRadius; ++loaded) load_row(loaded, pixels_row(loaded - first));
+      if (reflect_) {
+        mirror_pixels(q - kRadius, smaller(0, loaded), first);
+        mirror_pixels(larger(0, fresh), loaded, first);
+      }
       // Both rings turn alike: each window begins where its ring did, `phase` pairs of rows ago.
       const int phase = static_cast<int>(step * (kRows / 2) % kPhases);
       pixel_rows(q, q - first, phase);
@@ -181,7 +185,7 @@ class UnitKernel {
                               [&](int64_t j, const V* v) __attribute__((always_inline)) { store(to + j * lanes, *v); });
   }
 
-  BandAccess<T> access() const { return {bands_, call_.access, reflect_, scratch_}; }
+  BandAccess<T> access() const { return {bands_, call_.access, scratch_}; }
 
   // Lanes hold the sums of a row, few enough pixels to stay exact to their last bits; rows add up in double.
   void add(double UnitSums::* sum, V values, const Rows& inside, double factor = 1) {
@@ -191,15 +195,15 @@ class UnitKernel {
 
   // ---- x and y ----
 
-  // Row `row` of u and v.
+  // Row `row` of u and v. Lanes outside of their planes have zeros, or whatever before they are mirrored.
   void load_row(int64_t row, T* out) {
     const Rows inside = bands_.rows(row, 0);
-    if (!inside.any && !reflect_) {
-      __builtin_memset(out + fill0_ * pixel, 0, bytes((fill1_ - fill0_) * 2));
+    T* own = out + load0_ * pixel;
+    const int64_t column = origin_ + load0_, count = load1_ - load0_;
+    if (!inside.any) {
+      if (!reflect_) __builtin_memset(own, 0, bytes(count * 2));
       return;
     }
-    const int64_t column = origin_ + load0_, count = load1_ - load0_;
-    T* own = out + load0_ * pixel;
     const V low_x = low_x_, scale_x = scale_x_, low_y = low_y_, scale_y = scale_y_;
     access().template read<2>({&x_, &y_}, row, level_.h, column, count,
                               [&](int64_t j, const V* v) __attribute__((always_inline)) {
@@ -209,15 +213,16 @@ class UnitKernel {
                               });
     if (!inside.all && !reflect_)
       for (T* to = own; to != own + count * pixel; to += lanes) store(to, keep<T>(load(to), inside.mask));
-    for (int64_t c = fill0_; c < load0_; ++c) copy_column(out, c);
-    for (int64_t c = load1_; c < fill1_; ++c) copy_column(out, c);
     if (level_.l1 != 0 && row >= 0 && row < unit_.rows) sum_l1(row, inside, out);
   }
 
-  void copy_column(T* row, int64_t column) const {
-    // A unit narrower than its map is wide enough never to be mirrored twice.
-    const int64_t from = mirrored(origin_ + column, level_.w) - origin_;
-    __builtin_memcpy(row + column * pixel, row + from * pixel, bytes(2));
+  // Rows [begin, end) of u and v, where they lie outside. What they mirror may come later than they do (above a plane),
+  // but no later than it is needed.
+  void mirror_pixels(int64_t begin, int64_t end, int64_t first) const {
+    for (int64_t row = begin; row < end; ++row)
+      if (!bands_.rows(row, 0).all)
+        mirror_row<T>(bands_, row, (load1_ - load0_) * 2,
+                      [&](int64_t r) { return pixels_row(r - first) + load0_ * pixel; });
   }
 
   void sum_l1(int64_t row, const Rows& inside, const T* pixels) {
@@ -237,10 +242,10 @@ class UnitKernel {
   // Filters a window of a ring's rows down and then along, a few columns at a time: calls group(slot, columns, c, n)
   // for columns [c, c + n) of the results [first, last), whose window begins at filtered column `slot`. `columns` of
   // them are to be computed, of which n lie before `last`; `slot` and `columns` are integral constants. Only columns
-  // [begin, end) of the ring are other than zero, or other than mirror images where `mirror` says so.
+  // [begin, end) of the ring have something; outside of the map are zeros, or mirror images.
   template <Column column, int count, class Group>
   SSIM_INLINE void filter_groups(int phase, const T* ring, int64_t begin, int64_t end, int64_t first, int64_t last,
-                                 bool mirror, const Group& group) {
+                                 const Group& group) {
     int64_t done = first - kRadius;  // columns filtered down
     const auto slot = [&](int64_t c) { return c - first + kRadius; };
     for (int64_t c = first; c < last; c += kColumns) {
@@ -254,8 +259,8 @@ class UnitKernel {
       const int64_t need = c + (n <= kFewColumns ? kFewColumns : kColumns) + kRadius;
       const int64_t from = smaller(larger(done, begin), need), to = larger(from, smaller(need, end));
       filter_down<T, column, count>(phase, ring, from, to, filtered_, slot(from), taps_);
-      if (mirror) {
-        double_filtered<count>(from, to, slot(0));
+      if (reflect_) {
+        if (column == Column::kPartials) double_filtered<count>(from, to, slot(0));
         mirror_filtered<count>(done, from, slot(0));
         mirror_filtered<count>(to, need, slot(0));
       } else {
@@ -331,7 +336,7 @@ class UnitKernel {
     Fetch<T> x(x_, next, end, origin_ + load0_, load1_ - load0_, parts);
     Fetch<T> y(y_, next, end, origin_ + load0_, load1_ - load0_, parts);
     filter_groups<Column::kPixel, moments>(
-        phase, pixels_ring_, fill0_, fill1_, keep0_, keep1_, false,
+        phase, pixels_ring_, load0_, load1_, keep0_, keep1_,
         [&](auto slot, auto columns, int64_t c, int64_t n) __attribute__((always_inline)) {
           x.some();
           y.some();
@@ -431,7 +436,7 @@ class UnitKernel {
     Fetch<T> of_x(grad_x_, larger(0, p), end, origin_ + own0_, own1_ - own0_,
                   (own1_ - own0_ + kColumns - 1) / kColumns);
     filter_groups<Column::kPartials, maps>(
-        phase, partials_ring_, keep0_, keep1_, own0_, own1_, reflect_,
+        phase, partials_ring_, keep0_, keep1_, own0_, own1_,
         [&](auto slot, auto columns, int64_t c, int64_t n) __attribute__((always_inline)) {
           of_x.some();
           for (int i = 0; i < kRows; ++i) {
@@ -535,7 +540,6 @@ class UnitKernel {
   int64_t origin_, width_;  // first column with partials, and their number
   int64_t own0_, own1_;     // the unit's own columns, local
   int64_t load0_, load1_;   // columns of x and y that are read, local
-  int64_t fill0_, fill1_;   // and with mirror images
   int64_t keep0_, keep1_;   // columns that are in the map, local
   bool reflect_;
   BandTensor<T> x_, y_, seed_, map_, grad_x_, grad_y_;
