@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import native, triton_backend
 from .options import SSIMOptions
@@ -51,13 +52,25 @@ def preferred(device_type: str, window_size: int = KERNEL_TAPS) -> str:
     raise AssertionError("the reference serves every device")
 
 
+def _is_transformed() -> bool:
+    """Whether torch.func (grad, vmap, jvp, ...) or forward-mode AD is at work, which kernels have no rules for."""
+    if torch.compiler.is_compiling():
+        return False
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return True
+    interpreters = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    return interpreters is not None and interpreters() is not None
+
+
 def choose(backend: str | None, x: Tensor, options: SSIMOptions) -> str:
     """The backend that computes ``x``: the forced one (RuntimeError where it cannot), else the first that can."""
     if backend is None:
-        return preferred(x.device.type, options.window_size)
+        return "reference" if _is_transformed() else preferred(x.device.type, options.window_size)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
     reason = unavailable(backend, x.device.type, options.window_size)
+    if reason is None and backend != "reference" and _is_transformed():
+        reason = "kernels know no torch.func transforms and no forward-mode AD; backend=None takes the reference there"
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} cannot be used: {reason}")
     return backend

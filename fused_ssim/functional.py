@@ -47,8 +47,8 @@ def ssim(
         reduction: "mean" or "sum" (scalar), "sample" (mean of each sample, shape (N,)), "none" (the map).
         weight: weights of the pixels, broadcastable to the map. "mean" and "sample" divide by the sum of the weights
             (0 where that is 0), "none" gives the weighted map.
-        backend: None chooses by device and availability (see :func:`fused_ssim.info`); "cuda", "triton", "cpu" or
-            "reference" forces one.
+        backend: None chooses by device and availability (see :func:`fused_ssim.info`), and takes the reference inside
+            torch.func transforms and forward-mode AD; "cuda", "triton", "cpu" or "reference" forces one.
 
     Returns:
         SSIM in [-1, 1], 1 for identical inputs. For 16-bit inputs scalars and (N,) are float32; a map keeps the dtype.
