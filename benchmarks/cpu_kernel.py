@@ -36,7 +36,6 @@ def serve(threads: int, instruction_set: str) -> None:
     import torch
 
     from fused_ssim import native, ops
-    from fused_ssim.options import SSIMOptions
     from fused_ssim.window import kernel_taps
 
     torch.set_num_threads(threads)

@@ -100,8 +100,7 @@ struct BandAccess {
     const T* from[tensors][lanes];
     for (int i = 0; i < lanes; ++i) {
       int64_t at = row, in_plane = bands.band[i].row0 + row;
-      if (in_plane < 0 || in_plane >= height)
-        at = (in_plane < 0 ? 0 : height - 1) - bands.band[i].row0;
+      if (in_plane < 0 || in_plane >= height) at = (in_plane < 0 ? 0 : height - 1) - bands.band[i].row0;
       for (int t = 0; t < tensors; ++t) {
         const View& view = *tensor[t]->view;
         const int64_t offset = tensor[t]->start[i] + at * view.stride_h + column * view.stride_w;

@@ -1,7 +1,7 @@
 // The adjoint of mirrored borders: what the filter gives to the images of a pixel comes back to it.
 //
 // No tap changes for that. The partials of a line of length L > 1 are mirrored like its pixels, those at its two ends
-// are doubled, all are filtered as anywhere, and the results at the ends are halved. Eq. (14) of docs/math.md says why.
+// are doubled, all are filtered as anywhere, and the results at the ends are halved. Eq. (16) of docs/math.md says why.
 // Included once for each instruction set.
 #pragma once
 
@@ -10,9 +10,7 @@
 namespace ssim {
 inline namespace SSIM_ISA {
 
-inline bool at_end(int64_t position, int64_t length) {
-  return length > 1 && (position == 0 || position == length - 1);
-}
+inline bool at_end(int64_t position, int64_t length) { return length > 1 && (position == 0 || position == length - 1); }
 
 // `factor` for lanes whose row `row` is at an end of their plane, 1 for the others; whether there are any.
 template <class T>
@@ -26,8 +24,8 @@ bool end_factors(const Bands<T>& bands, int64_t row, T factor, typename Simd<T>:
   return any;
 }
 
-// Gives those lanes of row `row` that lie outside of their planes, as far as filters reach, what the rows have that they
-// mirror. Rows are `count` vectors from address_of(row) on.
+// Gives those lanes of row `row` that lie outside of their planes, as far as filters reach, what the rows have that
+// they mirror. Rows are `count` vectors from address_of(row) on.
 template <class T, class AddressOf>
 void mirror_row(const Bands<T>& bands, int64_t row, int64_t count, const AddressOf& address_of) {
   using V = typename Simd<T>::V;

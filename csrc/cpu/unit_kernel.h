@@ -365,7 +365,8 @@ class UnitKernel {
     }
   }
 
-  // What mirror.h says of the partials of rows q to q + kRows - 1. (Those above the first are mirrored once they may be.)
+  // What mirror.h says of the partials of rows q to q + kRows - 1. (Those above the first are mirrored once they may
+  // be.)
   void reflect_partials(int64_t q, int64_t at) const {
     for (int i = 0; i < kRows; ++i) {
       V twice;

@@ -1,4 +1,4 @@
-"""torch.func transforms and forward-mode AD, for which kernels have no rules: the reference serves, or it is said so."""
+"""torch.func transforms and forward-mode AD, for which kernels have no rules: the reference serves there."""
 
 import judge
 import pytest
