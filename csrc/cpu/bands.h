@@ -64,8 +64,8 @@ struct BandTensor {
   static constexpr int lanes = kLanes<T>;
 
   const View* view;
-  bool dense;    // its rows need no conversion
-  bool crowded;  // but rows of several bands fall into the same few places of the first cache, and drive each other out
+  bool dense;     // its rows need no conversion
+  bool in_place;  // nor a copy, as where rows of several bands drive each other out of the first cache
   int64_t start[lanes];
 
   BandTensor() = default;
@@ -77,8 +77,9 @@ struct BandTensor {
     }
     // Short distances are of small planes, which cost less in place.
     const auto distance = [&](int i) { return (start[i] - start[0]) * static_cast<int64_t>(sizeof(T)); };
-    crowded = dense && 2 * bands.count > kCacheWays && distance(1) >= kFar;
+    bool crowded = 2 * bands.count > kCacheWays && distance(1) >= kFar;
     for (int i = 1; i < bands.count; ++i) crowded &= distance(i) % kCacheStride == 0;
+    in_place = dense && !crowded;
   }
 };
 
@@ -104,16 +105,12 @@ struct BandAccess {
       for (int t = 0; t < tensors; ++t) {
         const View& view = *tensor[t]->view;
         const int64_t offset = tensor[t]->start[i] + at * view.stride_h + column * view.stride_w;
-        const T* const in_place = static_cast<const T*>(view.data) + offset;
-        if (tensor[t]->dense && !tensor[t]->crowded) {
-          from[t][i] = in_place;
+        if (tensor[t]->in_place) {
+          from[t][i] = static_cast<const T*>(view.data) + offset;
           continue;
         }
         T* const copy = scratch + (t * lanes + i) * kSpan;
-        if (tensor[t]->dense)
-          __builtin_memcpy(copy, in_place, count * sizeof(T));
-        else
-          rows.load(copy, view, offset, count);
+        rows.load(copy, view, offset, count);
         from[t][i] = copy;
       }
     }
@@ -127,19 +124,13 @@ struct BandAccess {
     const int64_t offset = row * view.stride_h + column * view.stride_w;
     T* to[lanes];
     for (int i = 0; i < lanes; ++i) {
-      const bool there = tensor.dense && !tensor.crowded && i < bands.count && inside.has(i);
+      const bool there = tensor.in_place && i < bands.count && inside.has(i);
       to[i] = there ? static_cast<T*>(view.data) + tensor.start[i] + offset : scratch + i * kSpan;
     }
     scatter(values, stride, count, to);
-    if (tensor.dense && !tensor.crowded) return;
-    for (int i = 0; i < bands.count; ++i) {
-      if (!inside.has(i)) continue;
-      const int64_t at = tensor.start[i] + offset;
-      if (tensor.dense)
-        __builtin_memcpy(static_cast<T*>(view.data) + at, to[i], count * sizeof(T));
-      else
-        rows.store(to[i], view, at, count);
-    }
+    if (tensor.in_place) return;
+    for (int i = 0; i < bands.count; ++i)
+      if (inside.has(i)) rows.store(to[i], view, tensor.start[i] + offset, count);
   }
 };
 

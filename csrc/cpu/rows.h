@@ -4,6 +4,9 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cstring>
+#include <type_traits>
+
 #include "unit.h"
 
 namespace ssim {
@@ -11,12 +14,20 @@ namespace ssim {
 template <class T, class From>
 void load_as(T* row, const void* data, int64_t offset, int64_t stride, int64_t count) {
   const From* from = static_cast<const From*>(data) + offset;
+  if (std::is_same_v<T, From> && stride == 1) {
+    std::memcpy(row, from, count * sizeof(T));
+    return;
+  }
   for (int64_t i = 0; i < count; ++i) row[i] = static_cast<T>(from[i * stride]);
 }
 
 template <class T, class To>
 void store_as(const T* row, void* data, int64_t offset, int64_t stride, int64_t count) {
   To* to = static_cast<To*>(data) + offset;
+  if (std::is_same_v<T, To> && stride == 1) {
+    std::memcpy(to, row, count * sizeof(T));
+    return;
+  }
   for (int64_t i = 0; i < count; ++i) to[i * stride] = static_cast<To>(row[i]);
 }
 
