@@ -18,6 +18,9 @@ from .peers import Candidate, Loss
 
 TURN_SECONDS = 4e-3
 """A candidate's turn repeats short calls for about this long, so that clock and call overhead do not decide."""
+WARM_SECONDS = 50e-3
+"""Where a call is shorter than this, a turn begins with one that is not counted: a few calls would otherwise pay more
+of what the candidate before left behind (cold caches, sleeping threads) than many do."""
 PATIENCE_SECONDS = 4.0
 """A candidate that has used this much in one case gets no more turns, once it had LEAST_TURNS."""
 LEAST_TURNS = 3
@@ -113,20 +116,24 @@ def times(losses: dict[str, Loss], x: Tensor, y: Tensor, rounds: int) -> dict[st
     """Seconds of loss + gradient, turn by turn, the candidates taking turns in each round.
 
     So whatever else the machine does meets all of them alike, and ratios of their medians hold where times do not.
-    What the candidate before leaves behind (cold caches, pages to clear, a lower clock) would not: so the order changes
-    from round to round (``order``).
+    What the candidate before leaves behind (cold caches, pages to clear, a lower clock) would not: so a turn of short
+    calls begins with one that is not counted, and the order changes from round to round (``order``).
     """
-    calls = {}
+    calls, warm = {}, set()
     for name, loss in losses.items():
         once = _turn(loss, x, y, 1)  # with what happens once: compilation, lazy initialisation, page faults
         once = min(_turn(loss, x, y, 1) for _ in range(2 if once < PATIENCE_SECONDS else 1))
         calls[name] = max(1, min(50, math.ceil(TURN_SECONDS / once)))
+        if once < WARM_SECONDS:
+            warm.add(name)
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     names = list(losses)
     for number in range(rounds):
         for name in (names[i] for i in order(len(names), number)):
             used = sum(seconds[name]) * calls[name]
             if len(seconds[name]) < LEAST_TURNS or used < PATIENCE_SECONDS:
+                if name in warm:
+                    _turn(losses[name], x, y, 1)
                 seconds[name].append(_turn(losses[name], x, y, calls[name]))
     return seconds
 
