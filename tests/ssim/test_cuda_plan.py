@@ -1,8 +1,11 @@
 """How the CUDA kernel cuts levels into blocks: a pure function, so no device is needed."""
 
+import emulated
 import pytest
+import torch
+from judge import relative_l2
 
-from fused_ssim import native
+from fused_ssim import native, ssim_loss
 
 FPN = [(256, 100, 152), (256, 50, 76), (256, 25, 38), (256, 13, 19), (256, 7, 10)]
 
@@ -50,3 +53,17 @@ def test_a_single_image_fills_the_chip(plan_cuda):
 def test_a_device_without_enough_shared_memory_is_refused(plan_cuda):
     with pytest.raises(RuntimeError, match="1024 bytes of shared memory"):
         plan_cuda([(1, 10, 10)], shared_per_block=1024)
+
+
+@pytest.mark.slow
+def test_a_piece_of_more_chunks_than_16_bits_count():
+    """Maps of 262,500 rows in blocks that march down all of them: 32,813 chunks of eight rows."""
+    x, y = (t.requires_grad_() for t in torch.rand(2, 1, 2, 262500, 4))
+    with emulated.backend(multiprocessors=1) as name:
+        before = emulated.emulator().blocks_run
+        value = ssim_loss(x, y.detach(), backend=name)
+        assert emulated.emulator().blocks_run - before <= 2, "maps are cut into bands"
+        value.backward()
+    got = x.grad
+    (want,) = torch.autograd.grad(ssim_loss(x, y.detach(), backend="cpu"), x)
+    assert relative_l2(got[:, :, -200:], want[:, :, -200:]) < 1e-5 and relative_l2(got, want) < 1e-5
