@@ -193,7 +193,13 @@ DeviceLimits device_limits() {
     check_cuda(cudaDeviceGetAttribute(&value, which, device), "asking for the device's limits");
     return static_cast<int64_t>(value);
   };
-  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  return {attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          attribute(cudaDevAttrReservedSharedMemoryPerBlock),
+          attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
+          attribute(cudaDevAttrMaxThreadsPerMultiProcessor),
+          attribute(cudaDevAttrMaxBlocksPerMultiprocessor)};
 }
 
 void run_cuda(const Problem& problem, const std::vector<Level>& levels, bool per_sample, void* values,
