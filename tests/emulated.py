@@ -27,7 +27,8 @@ def backend(
 ) -> Iterator[str]:
     """``fused_ssim`` functions accept ``backend=NAME`` inside; the name is given back.
 
-    With few multiprocessors, and few blocks on each, the plans pack several small maps into a block already for small tensors.
+    With few multiprocessors, and few blocks on each, the plans pack several small maps into a block already for small
+    tensors.
     """
     device = emulator()
     device.configure(order, seed, multiprocessors=multiprocessors, resident_blocks=resident_blocks)

@@ -5,9 +5,10 @@ from functools import partial
 from typing import NamedTuple
 
 import emulated
+import judge
 import pytest
 import torch
-from judge import relative_l2
+from judge import assert_close, pair, relative_l2
 
 from fused_ssim import native, ssim_loss
 
@@ -152,6 +153,27 @@ def test_a_device_without_enough_shared_memory_is_refused(plan_cuda):
 def test_more_levels_than_a_launch_holds_are_refused(plan_cuda):
     with pytest.raises(RuntimeError, match="8 levels, got 9"):
         plan_cuda([(1, 10, 10)] * 9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
+@pytest.mark.parametrize("width", [40, 41, 300])
+def test_bands_of_as_few_rows_as_can_be(width, padding, both):
+    """As wide as a band recomputes and less, with the last one shorter still."""
+    xs = [t.requires_grad_(i == 0 or both) for i, t in enumerate(pair((1, 1, 90, width)))]
+    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in xs]
+    with emulated.backend(multiprocessors=132) as name:
+        before = emulated.emulator().blocks_run
+        value = ssim_loss(*xs, padding=padding, reduction="sum", backend=name)
+        assert emulated.emulator().blocks_run - before >= 11
+        value.backward()
+    want = judge.ssim_loss(*wide, padding=padding, reduction="sum")
+    want.backward()
+    limit = judge.tolerance(torch.float32)
+    assert_close(value, want, limit.value, "value")
+    for got, expected in zip(xs[: 1 + both], wide, strict=False):
+        assert_close(got.grad, expected.grad, limit.gradient, "gradient")
 
 
 @pytest.mark.slow
