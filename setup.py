@@ -32,6 +32,9 @@ CUDA_SOURCES = [  # those that take nvcc longest first
     "csrc/cuda/ssim_cuda.cu",
 ]
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+# Their code serves devices of the same major version. PTX of the last one serves those that come after it, that of 100
+# those of 11.x, which lie between.
+CUDA_PTX = ("100", "120")
 # The stable ABI of torch 2.11: one binary serves that version and every later one.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -62,8 +65,8 @@ def gencodes(nvcc: Path) -> tuple[list[str], list[str]]:
             raise ValueError(f"TORCH_CUDA_ARCH_LIST must hold entries such as 8.0 or 9.0+PTX, got {listed!r}")
     else:
         known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-        wanted = [arch for arch in CUDA_ARCHS if f"sm_{arch}\n" in known + "\n"]
-        wanted[-1] += "+PTX"
+        there = [arch for arch in CUDA_ARCHS if f"sm_{arch}\n" in known + "\n"]
+        wanted = [arch + "+PTX" if arch in (*CUDA_PTX, there[-1]) else arch for arch in there]
     options, names = [], []
     for entry in wanted:
         arch = entry.removesuffix("+PTX")

@@ -3,13 +3,15 @@
 python benchmarks/static_cost.py [--archs 80 90 100] [--out benchmarks/results/static_cost]
 
 Needs nvcc and a C++ compiler. Registers, stack, spills and static counts are ptxas's; instructions per pixel are exact
-counts of the sm_80 PTX, interpreted on whole 100 x 152 maps. PTX is not what is issued: floating-point, memory and
-barrier instructions go over one to one, the integer rest does not. Each integer instruction of the machine code counts
-as often as PTX of its line of the source (and of the lines into which that was inlined) was executed on average.
+counts of the sm_80 PTX, interpreted on maps that are cut as an H100 with as much to do would have them. PTX is not what
+is issued: floating-point, memory and barrier instructions go over one to one, the integer rest does not. Each integer
+instruction of the machine code counts as often as PTX of its line of the source (and of the lines into which that was
+inlined) was executed on average.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -37,6 +39,7 @@ import fused_ssim  # noqa: E402
 CACHE = ROOT / "build" / "static_cost"
 TILE_KERNEL = ROOT / "benchmarks" / "tile_kernel.cu"
 MAPS, HEIGHT, WIDTH = 2, 100, 152
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Chip(NamedTuple):
@@ -187,8 +190,7 @@ def _executed(resource: Resources, program: Program, counts: np.ndarray) -> Coun
     return result
 
 
-def _cost(name, arch_resources, programs, executed, threads, shared_bytes, bytes_per_pixel) -> Cost:
-    pixels = MAPS * HEIGHT * WIDTH
+def _cost(name, arch_resources, programs, executed, threads, shared_bytes, pixels, bytes_per_pixel) -> Cost:
     ptx, sass, slots = Counter(), Counter(), 0.0
     for resource, program, counts in zip(arch_resources, programs, executed, strict=True):
         for instruction, count in machine.by_kind(program, counts.by_threads).items():
@@ -200,35 +202,63 @@ def _cost(name, arch_resources, programs, executed, threads, shared_bytes, bytes
     return Cost(name, arch_resources, threads, shared_bytes, ptx, *sizes, share, bytes_per_pixel)
 
 
-SOURCES = ("march_lean.cu", "ssim_cuda.cu")
+SOURCES = ("march_lean.cu", "march_general_float.cu", "ssim_cuda.cu")
+
+
+class Case(NamedTuple):
+    """A call, on a device that is an H100 but for the number of its multiprocessors: as many as its work is worth."""
+
+    name: str
+    levels: tuple[tuple[int, int, int], ...] = ((MAPS, HEIGHT, WIDTH),)
+    multiprocessors: int = 1
+    dtype: torch.dtype = torch.float32
+    rescaled: bool = False  # as in distillation: min-max by channel, with its gradient
+    both: bool = False  # gradients of x and y, which take the general kernel
+    blocks: int = 0  # that the plan must make, so that the row is what it is called; 0: of any number
+
+
+FPN = ((100, 152), (50, 76), (25, 38), (13, 19), (7, 10))
+PLAIN = {dtype: Case(f"fused, {str(dtype).removeprefix('torch.')}", dtype=dtype) for dtype in DTYPES}
+RESCALED = Case("fused, float32, min-max by channel", rescaled=True)
+PLANS = {
+    # One plane of three has a third of the multiprocessors; of two images each one has four maps of every level.
+    "pyramid": Case("five levels in one launch", tuple((32, *size) for size in FPN), 8, blocks=85),
+    "strips and bands": Case("1080 x 1920, 11 strips, 8 bands", ((1, 1080, 1920),), 44, blocks=88),
+    "short bands": Case("256 x 256, 2 strips, 22 bands", ((1, 256, 256),), 44, blocks=44),
+    "packed, three": Case("25 x 38, several beside each other", ((60, 25, 38),), 2),
+    "packed, six": Case("13 x 19, several beside each other", ((60, 13, 19),), 2),
+    "general": Case("general kernel, gradients of x and y", both=True),
+}
 
 
 @cache
-def _run_ours(dtype: torch.dtype, rescaled: bool) -> dict[str, compiled.Executed]:
-    x = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype).requires_grad_()
-    y = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype)
-    with compiled.interpreted(SOURCES, [x, y], multiprocessors=1) as kernels_run:
-        if rescaled:
-            fused_ssim.pyramid_ssim_loss([x], [y], normalize="channel", detach_range=False, backend=emulated.NAME)
-        else:
-            fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
+def _run(case: Case) -> dict[str, compiled.Executed]:
+    xs, ys = ([torch.rand(1, *level).to(case.dtype) for level in case.levels] for _ in range(2))
+    for t in (*xs, *(ys if case.both else ())):
+        t.requires_grad_()
+    options = {"normalize": "channel", "detach_range": False} if case.rescaled else {"normalize": None}
+    with compiled.interpreted(SOURCES, [*xs, *ys], case.multiprocessors, resident_blocks=32) as kernels_run:
+        fused_ssim.pyramid_ssim_loss(xs, ys, backend=emulated.NAME, **options)
     return kernels_run
 
 
-def ours(arch: int, dtype: torch.dtype, rescaled: bool = False) -> Cost:
-    """Loss and gradient of x, whole maps; as in distillation (min-max by channel, with its gradient) or plain."""
-    kernels_run = _run_ours(dtype, rescaled)
+def ours(arch: int, case: Case) -> Cost:
+    """The loss and its gradients."""
+    kernels_run = _run(case)
     known = {}
     for source in SOURCES:
         known |= resources(ROOT / "csrc" / "cuda" / source, arch)
     found = [known[kernel] for kernel in kernels_run]
     main = max(kernels_run.values(), key=lambda executed: executed.shared_bytes)
+    if case.blocks and main.blocks != case.blocks:
+        raise RuntimeError(f"{case.name}: {main.blocks} blocks, expected {case.blocks}")
     shared = main.shared_bytes + max(f.shared_bytes for f in found)
     programs, counts = [e.program for e in kernels_run.values()], [e.counts for e in kernels_run.values()]
     # Rescaling reads x and y once more before, and x once more behind, for the gradient of minimum and maximum.
-    size = (6.0 if rescaled else 3.0) * torch.empty(0, dtype=dtype).element_size()
-    name = f"fused, {str(dtype).removeprefix('torch.')}{', min-max by channel' if rescaled else ''}"
-    return _cost(name, found, programs, counts, main.block, shared, size)
+    elements = 6.0 if case.rescaled else 4.0 if case.both else 3.0
+    size = elements * torch.empty(0, dtype=case.dtype).element_size()
+    pixels = sum(math.prod(level) for level in case.levels)
+    return _cost(case.name, found, programs, counts, main.block, shared, pixels, size)
 
 
 @cache
@@ -255,7 +285,8 @@ def tiles(arch: int) -> Cost:
     found = resources(TILE_KERNEL, arch)
     both = [found["tile_forward"], found["tile_backward"]]
     # Forward reads 2 maps and writes 4, backward reads 6 and writes 1; halos are taken to come from the cache.
-    return _cost("16 x 16 tiles, float32", both, programs, executed, 256, both[0].shared_bytes, 13 * 4.0)
+    pixels, shared_bytes = MAPS * HEIGHT * WIDTH, both[0].shared_bytes
+    return _cost("16 x 16 tiles, float32", both, programs, executed, 256, shared_bytes, pixels, 13 * 4.0)
 
 
 def rows(archs: list[int]) -> list[dict[str, object]]:
@@ -263,8 +294,8 @@ def rows(archs: list[int]) -> list[dict[str, object]]:
     table = []
     for arch in archs:
         chip = CHIPS[arch]
-        plain = [ours(arch, dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
-        for cost in (*plain, ours(arch, torch.float32, rescaled=True), tiles(arch)):
+        cases = (*PLAIN.values(), RESCALED, *PLANS.values())
+        for cost in (*(ours(arch, case) for case in cases), tiles(arch)):
             registers = max(r.registers for r in cost.resources)
             blocks = blocks_per_multiprocessor(chip, cost.threads, registers, cost.shared_bytes)
             issue_ps = 1e3 * cost.slots_per_pixel / (chip.multiprocessors * 4 * 32 * chip.clock_ghz)

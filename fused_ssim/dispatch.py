@@ -37,7 +37,7 @@ def _cuda_unavailable(device_type: str) -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     major, minor = torch.cuda.get_device_capability()
-    if 10 * major + minor < native.least_cuda_capability:
+    if not any(least <= 10 * major + minor <= most for least, most in native.cuda_devices):
         built = ", ".join(native.cuda_archs)
         return f"the device has compute capability {major}.{minor}, its kernels were built for {built}"
     return None

@@ -22,13 +22,16 @@ def emulator() -> kernels.Emulator:
 
 
 @contextmanager
-def backend(order: int = kernels.RANDOM, seed: int = 1, multiprocessors: int = 4) -> Iterator[str]:
+def backend(
+    order: int = kernels.RANDOM, seed: int = 1, multiprocessors: int = 4, resident_blocks: int = 2
+) -> Iterator[str]:
     """``fused_ssim`` functions accept ``backend=NAME`` inside; the name is given back.
 
-    With few multiprocessors the plans pack several small maps into a block already for small tensors.
+    With few multiprocessors, and few blocks on each, the plans pack several small maps into a block already for small
+    tensors.
     """
     device = emulator()
-    device.configure(order, seed, multiprocessors=multiprocessors)
+    device.configure(order, seed, multiprocessors=multiprocessors, resident_blocks=resident_blocks)
     backends, unavailable = dispatch.BACKENDS, dispatch.unavailable
 
     def emulated_unavailable(name: str, device_type: str, *window_size: int) -> str | None:

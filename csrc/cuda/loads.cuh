@@ -72,7 +72,7 @@ class Loads {
                  0.0f,
                  0.0f,
                  0.0f};
-    task.chunks = static_cast<int16_t>((b_.piece.load_end - row + R - 1) / R);
+    task.chunks = (b_.piece.load_end - row + R - 1) / R;
     if (there && row < b_.piece.load_end) {
       task.x += b_.offset_of(b_.args.x, at.map, row, at.column);
       task.y += b_.offset_of(b_.args.y, at.map, row, at.column);

@@ -13,6 +13,19 @@ struct MarchKernel {
   bool settles = false;  // what minima and maxima receive, where it finds them itself
 };
 
+// Of the kernels that are not lean.
+template <class Traits>
+constexpr KernelShape general_shape() {
+  return {Traits::rows,
+          Traits::values,
+          sizeof(typename Traits::T),
+          kRadius,
+          Traits::max_threads,
+          Traits::registers,
+          kTableBytes,
+          0};
+}
+
 // The gradient of x alone, "same" padding, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32
 // bits. `tracks`: it also fills range_sums.
 MarchKernel<float> lean_march(DType dtype, bool tracks);

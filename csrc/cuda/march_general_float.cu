@@ -6,8 +6,10 @@ namespace {
 
 template <bool separate, int sides>
 MarchKernel<float> kernel() {
-  using Traits = MarchTraits<float, void, separate, sides, 4, false, sides != 0, kMaxThreads, 255>;
-  return {march<Traits>, {Traits::rows, Traits::values, sizeof(float), kRadius, Traits::max_threads, kTableBytes, 0}};
+  // What each takes without spills; the plan counts how many blocks fit by it.
+  constexpr int registers = sides == 0 ? 128 : separate ? 255 : 200;
+  using Traits = MarchTraits<float, void, separate, sides, 4, false, sides != 0, kMaxThreads, registers>;
+  return {march<Traits>, general_shape<Traits>()};
 }
 
 }  // namespace

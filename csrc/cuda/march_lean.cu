@@ -4,12 +4,9 @@
 namespace ssim {
 namespace {
 
-// Fifteen warps of 136 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.
-constexpr int kRegisters = 136;
-
 template <class E, bool tracks>
 MarchKernel<float> kernel() {
-  return {march<MarchTraits<float, E, false, 1, 8, true, tracks, kLeanThreads, kRegisters>>, KernelShape(), tracks};
+  return {march<MarchTraits<float, E, false, 1, 8, true, tracks, kLeanThreads, kLeanRegisters>>, KernelShape(), tracks};
 }
 
 template <bool tracks>

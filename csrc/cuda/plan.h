@@ -16,14 +16,22 @@ constexpr int kMargin = 8;             // columns of shared memory on either sid
 constexpr int64_t kSegment = 8;        // strips and neighbouring maps begin at multiples of this
 constexpr int64_t kTableBytes = 6144;  // of shared memory, beside ring and cells: Tables in block.cuh
 constexpr int64_t kLeanTableBytes = 1792;
-constexpr int64_t kMinBandRows = 32;  // fewest rows worth a block of their own: it recomputes up to 20
+constexpr int64_t kMinBandRows = 8;  // fewest rows worth a block of their own: it recomputes up to 20
 
-constexpr int kLeanThreads = 224;   // of the lean kernel: seven warps of its registers fit twice, eight do not
+constexpr int kLeanThreads = 224;  // of the lean kernel: seven warps of its registers fit twice, eight do not
+// Fifteen warps of 136 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.
+constexpr int kLeanRegisters = 136;
 constexpr int64_t kTaskBytes = 48;  // of shared memory for each of its threads: Task in block.cuh
 
 struct DeviceLimits {
   int64_t multiprocessors = 1;
   int64_t shared_per_block = 48 << 10;  // bytes a block may ask for
+  // Of a multiprocessor: how many blocks are there at once follows from these.
+  int64_t shared = 64 << 10;          // bytes
+  int64_t shared_reserved = 1 << 10;  // of them, for each block besides what it asks for
+  int64_t registers = 64 << 10;
+  int64_t threads = 1024;
+  int64_t blocks = 16;
 };
 
 // What a kernel needs of shared memory, and how many columns lie between neighbouring maps; as it stands, the lean one.
@@ -33,11 +41,14 @@ struct KernelShape {
   int64_t element_bytes = 4;  // float or double
   int64_t gap = 5;            // zero columns between neighbouring maps
   int64_t max_threads = kLeanThreads;
+  int64_t registers = kLeanRegisters;  // of a thread, at most
   int64_t table_bytes = kLeanTableBytes;
   int64_t thread_bytes = kTaskBytes;  // besides, for each thread
   int64_t ring_rows() const { return 2 * rows + 10; }
   int64_t ring_pitch(int64_t threads) const { return threads + 2 * kMargin + 2; }
   int64_t shared_bytes(int64_t threads) const;
+  // Blocks that a multiprocessor holds at once, as far as they fit at all.
+  int64_t resident(int64_t threads, const DeviceLimits& limits) const;
 };
 
 struct LevelShape {
@@ -55,6 +66,7 @@ struct CudaLevelPlan {
 struct CudaPlan {
   int threads = 0;
   int64_t shared_bytes = 0;
+  int64_t resident = 0;  // blocks of a multiprocessor at once
   std::vector<CudaLevelPlan> levels;
 };
 

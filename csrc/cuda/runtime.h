@@ -23,6 +23,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
 template <class Argument>
 void launch(void (*kernel)(Argument), int64_t blocks, int threads, int64_t shared_bytes, cudaStream_t stream,
             const Argument& argument) {
+  static_assert(sizeof(Argument) <= 4096, "a launch takes more only with drivers from CUDA 12.1 on");
   if (shared_bytes > (int64_t{48} << 10))
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),

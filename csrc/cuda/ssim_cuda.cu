@@ -90,8 +90,10 @@ class Run {
     launch(kernel_.function, blocks, plan.threads, plan.shared_bytes, context_.stream, args);
     if (!tracks_) return;
     for (const RangeArgs<T>& range : ranges) {
-      if (kernel_.settles && range.level.found) continue;
-      launch(settle_extremes<T>, 2 * (range.level.planes / range.level.planes_per_range), kRangeThreads, kRangeBytes,
+      if (range.level.found) continue;  // the kernel has settled it
+      launch(share_extremes<T>, 2 * (range.level.planes / range.level.planes_per_range), kRangeThreads, kRangeBytes,
+             context_.stream, range);
+      launch(settle_extremes<T>, 2 * static_cast<int64_t>(range.level.planes) * range.parts, kRangeThreads, 0,
              context_.stream, range);
     }
   }
@@ -151,18 +153,28 @@ class Run {
                                                                         : 1;
     const int64_t groups = level.planes / level.planes_per_range;
     RangeArgs<T> args{};
-    args.planes = allocate<RangePair<T>>(level.planes);
-    args.ranges = level.planes_per_range == 1 ? args.planes : allocate<RangePair<T>>(groups);
+    args.ranges = allocate<RangePair<T>>(groups);
     level.ranges = args.ranges;
-    args.level = level;
-    args.inverse_range = static_cast<T>(1.0 / problem_.data_range);
-    if (level.planes_per_range == 1 && level.strips == 1 && level.bands == 1) {  // blocks have whole maps
-      level.found = args.level.found = args.planes;
+    const bool whole = level.planes_per_range == 1 && level.strips == 1 && level.bands == 1;
+    if (whole && (kernel_.settles || !tracks_)) {  // each block has all that it needs
+      level.found = args.ranges;
+      args.level = level;
       return args;
     }
-    launch(plane_extremes<T>, level.planes, kRangeThreads, kRangeBytes, context_.stream, args);
-    if (level.planes_per_range > 1)
-      launch(group_extremes<T>, groups, kRangeThreads, kRangeBytes, context_.stream, args);
+    args.level = level;
+    args.vectors = has_vectors(level.x, level.w) && has_vectors(level.y, level.w);
+    args.inverse_range = static_cast<T>(1.0 / problem_.data_range);
+    // Enough blocks for the device; of a plane each takes a row for each of its warps at least.
+    const int64_t wanted = (kRangeBlocks * context_.limits.multiprocessors + level.planes - 1) / level.planes;
+    args.part_rows = static_cast<int32_t>(std::max<int64_t>(kRangeThreads / 32, (level.h + wanted - 1) / wanted));
+    args.parts = static_cast<uint32_t>((level.h + args.part_rows - 1) / args.part_rows);
+    const int64_t blocks = static_cast<int64_t>(level.planes) * args.parts;
+    check_fits(2 * blocks);
+    args.groups = allocate<Extremes<T>>(groups);
+    if (tracks_) args.shares = allocate<Gradients<T>>(2 * groups);
+    if (blocks > groups) args.found = allocate<Extremes<T>>(blocks);
+    launch(part_extremes<T>, blocks, kRangeThreads, kRangeBytes, context_.stream, args);
+    if (args.found) launch(group_extremes<T>, groups, kRangeThreads, kRangeBytes, context_.stream, args);
     return args;
   }
 
@@ -193,7 +205,13 @@ DeviceLimits device_limits() {
     check_cuda(cudaDeviceGetAttribute(&value, which, device), "asking for the device's limits");
     return static_cast<int64_t>(value);
   };
-  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  return {attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          attribute(cudaDevAttrReservedSharedMemoryPerBlock),
+          attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
+          attribute(cudaDevAttrMaxThreadsPerMultiProcessor),
+          attribute(cudaDevAttrMaxBlocksPerMultiprocessor)};
 }
 
 void run_cuda(const Problem& problem, const std::vector<Level>& levels, bool per_sample, void* values,

@@ -12,7 +12,7 @@ template <class E>
 struct alignas(16) Task {
   const E *x, *y;  // where it has no pixels, somewhere else that can be read
   E* grad_x;
-  int16_t chunks;                  // that have the row
+  int32_t chunks;                  // that have the row
   uint8_t map, end;                // of the block's maps; how many of the R pixels it has
   float ssim_sum;                  // of the thread's column
   float grad_sum, grad_value_sum;  // of its pixels: what RangeSums adds up for x

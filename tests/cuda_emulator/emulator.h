@@ -28,6 +28,7 @@ struct Options {
   unsigned seed = 0;
   int os_threads = 1;            // blocks that run at a time
   int multiprocessors = 132;     // what the device says it has
+  int resident_blocks = 2;       // at most, of each: few, so that small tensors fill the device and are packed
   size_t shared_limit = 232448;  // bytes of shared memory a block may ask for
   Executor executor = nullptr;
 };

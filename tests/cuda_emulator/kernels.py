@@ -70,9 +70,16 @@ class Emulator:
         self._library = ctypes.CDLL(str(library))
         self._library.cuda_emulator_blocks_run.restype = ctypes.c_uint64
 
-    def configure(self, order: int = RANDOM, seed: int = 0, os_threads: int = 1, multiprocessors: int = 132) -> None:
-        """Order of the threads of a block, blocks at a time, and what the device says it has."""
-        self._library.cuda_emulator_configure(order, ctypes.c_uint(seed), os_threads, multiprocessors)
+    def configure(
+        self,
+        order: int = RANDOM,
+        seed: int = 0,
+        os_threads: int = 1,
+        multiprocessors: int = 132,
+        resident_blocks: int = 2,
+    ) -> None:
+        """Order of the threads of a block, blocks at a time, and what the device says it has and each of them holds."""
+        self._library.cuda_emulator_configure(order, ctypes.c_uint(seed), os_threads, multiprocessors, resident_blocks)
 
     @contextmanager
     def executed_by(self, launch: Launch) -> Iterator[None]:

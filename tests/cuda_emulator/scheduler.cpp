@@ -374,12 +374,14 @@ int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void 
 }  // namespace emulator
 
 extern "C" __attribute__((visibility("default"))) void cuda_emulator_configure(int order, unsigned seed, int os_threads,
-                                                                               int multiprocessors) {
+                                                                               int multiprocessors,
+                                                                               int resident_blocks) {
   emulator::Options& o = emulator::options();
   o.order = static_cast<emulator::Order>(order);
   o.seed = seed;
   o.os_threads = os_threads;
   o.multiprocessors = multiprocessors;
+  o.resident_blocks = resident_blocks;
 }
 extern "C" __attribute__((visibility("default"))) void cuda_emulator_execute_by(emulator::Executor executor) {
   emulator::options().executor = executor;

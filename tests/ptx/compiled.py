@@ -65,6 +65,7 @@ def program(kernel: str, sources: tuple[str, ...]) -> Program:
 class Executed:
     """What the launches of one kernel came to."""
 
+    blocks: int = 0  # of all its launches
     block: int = 0  # threads
     shared_bytes: int = 0  # of a block
     program: Program | None = None
@@ -79,12 +80,12 @@ class Executed:
 
 @contextmanager
 def interpreted(
-    sources: Sequence[str], tensors: Sequence[Tensor], multiprocessors: int = 4
+    sources: Sequence[str], tensors: Sequence[Tensor], multiprocessors: int = 4, resident_blocks: int = 2
 ) -> Iterator[dict[str, Executed]]:
     """Inside, ``backend=emulated.NAME`` runs the PTX of these files, which may touch these tensors and its outputs.
 
-    With one multiprocessor two maps already fill the device, and none is cut. Gives, for each kernel that was launched,
-    what its threads executed.
+    With one multiprocessor two blocks already fill the device, and no map is cut. Gives what the threads of each kernel
+    executed.
     """
     kernels_run: dict[str, Executed] = {}
     device = emulated.emulator()
@@ -105,6 +106,7 @@ def interpreted(
         record = kernels_run.setdefault(kernel, Executed(program=code, counts=machine.Counts.of(code)))
         record.block, record.shared_bytes = math.prod(block), shared_bytes
         record.counts.add(counts)
+        record.blocks += math.prod(grid)
 
-    with emulated.backend(multiprocessors=multiprocessors), device.executed_by(launch):
+    with emulated.backend(multiprocessors=multiprocessors, resident_blocks=resident_blocks), device.executed_by(launch):
         yield kernels_run

@@ -1,4 +1,4 @@
-"""Budgets of the main CUDA kernel, from benchmarks/static_cost.py: what ptxas gave it and what it executes a pixel."""
+"""Budgets of the CUDA kernels, from benchmarks/static_cost.py: what ptxas gave it and what it executes a pixel."""
 
 import importlib.util
 
@@ -21,12 +21,13 @@ pytestmark = [
 # Fifteen warps of 136 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.
 REGISTERS = 136
 INSTRUCTIONS, SLOTS, INTEGER_SHARE = 240.0, 258.0, 0.2
+ARCHS = [75, 80, 86, 89, 90, 100, 120]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("dtype", static_cost.DTYPES, ids=str)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_main_kernel(arch, dtype):
-    cost = static_cost.ours(arch, dtype)
+    cost = static_cost.ours(arch, static_cost.PLAIN[dtype])
     (resources,) = cost.resources
     assert resources.registers <= REGISTERS
     assert resources.stack_bytes == resources.spill_bytes == 0
@@ -38,16 +39,62 @@ def test_main_kernel(arch, dtype):
     assert cost.integer_share <= INTEGER_SHARE
 
 
+# What each plan was measured to execute a pixel on sm_90, rounded up: a ratchet, to be lowered with the kernel.
+PLANS = {
+    # Small levels cost more a pixel: ten rows more fill and empty the filters, and lanes beside the maps are idle.
+    "pyramid": 256,
+    # 20 of 155 rows are computed for the neighbouring bands, and 8 to 16 of 192 columns for the neighbouring strips.
+    "strips and bands": 267,
+    # 20 of 32 rows: a single small image has too few pixels for 132 multiprocessors, and all but waiting is free.
+    "short bands": 594,
+    "packed, three": 360,
+    "packed, six": 441,
+    # Decides type, padding, weight and form while it runs: more than half of it are integer instructions.
+    "general": 629,
+}
+
+
+@pytest.mark.parametrize("plan", static_cost.PLANS)
+def test_plans(plan):
+    cost = static_cost.ours(90, static_cost.PLANS[plan])
+    (resources,) = cost.resources
+    assert resources.stack_bytes == resources.spill_bytes == 0
+    assert resources.registers <= (200 if plan == "general" else REGISTERS)
+    assert cost.sass_per_pixel <= PLANS[plan]
+
+
+def general_kernels(arch, source):
+    found = static_cost.resources(building.ROOT / "csrc" / "cuda" / source, arch)
+    return [resources for name, resources in found.items() if "march" in name]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_general_kernel_of_32_bits_spills(arch):
+    kernels = general_kernels(arch, "march_general_float.cu")
+    assert len(kernels) == 4
+    assert all(resources.stack_bytes == resources.spill_bytes == 0 for resources in kernels)
+    # What the plan counts on: KernelShape::registers.
+    registers = sorted(resources.registers for resources in kernels)
+    assert all(taken <= limit for taken, limit in zip(registers, [128, 128, 200, 255], strict=True)), registers
+
+
+def test_spills_of_float64_do_not_grow():
+    """Filters of eight or ten quantities alone take 160 or 200 registers of 255 there; two rows a chunk still spill."""
+    kernels = sorted(general_kernels(90, "march_general_double.cu"), key=lambda resources: resources.stack_bytes)
+    assert [resources.stack_bytes for resources in kernels[:2]] == [0, 0], "those without a gradient"
+    assert kernels[2].stack_bytes <= 544 and kernels[3].stack_bytes <= 920
+
+
 def test_distillation_is_one_launch():
     """Min-max by channel with its gradient: one kernel, in which each block finds and settles its maps' extremes."""
-    cost = static_cost.ours(90, torch.float32, rescaled=True)
+    cost = static_cost.ours(90, static_cost.RESCALED)
     (resources,) = cost.resources
     assert resources.registers <= REGISTERS and resources.stack_bytes == resources.spill_bytes == 0
     assert cost.sass_per_pixel <= 308
 
 
 def test_a_quarter_of_the_work_of_the_straightforward_kernel():
-    ours, tiles = static_cost.ours(90, torch.float32), static_cost.tiles(90)
+    ours, tiles = static_cost.ours(90, static_cost.PLAIN[torch.float32]), static_cost.tiles(90)
     assert ours.sass_per_pixel < tiles.sass_per_pixel / 4
     assert ours.bytes_per_pixel < tiles.bytes_per_pixel / 4
 

@@ -64,6 +64,23 @@ def test_general_kernel(padding):
     check(GENERAL, (1, 2, 20, 27), both=True, padding=padding)
 
 
+@pytest.mark.parametrize("width", [20, 27])
+def test_extremes_of_a_tensor(width):
+    """Several blocks look for them and settle what they receive, with accesses of four pixels and without."""
+    x, y = (t.requires_grad_() for t in pair((1, 2, 40, width)))
+    options = {"normalize": "tensor", "detach_range": False, "reduction": "sum"}
+    with compiled.interpreted(GENERAL, [x, y]) as kernels_run:
+        value = fused_ssim.pyramid_ssim_loss([x], [y], backend=emulated.NAME, **options)
+    value.backward()
+    assert [run.blocks for name, run in kernels_run.items() if "part_extremes" in name] == [2 * 5]
+    a, b = (t.detach().double().requires_grad_() for t in (x, y))
+    expected = fused_ssim.pyramid_ssim_loss([a], [b], backend="reference", **options)
+    expected.backward()
+    assert_close(value, expected, judge.tolerance(x.dtype).value, "value")
+    assert_close(x.grad, a.grad, judge.tolerance(x.dtype).gradient, "gradient by x")
+    assert_close(y.grad, b.grad, judge.tolerance(x.dtype).gradient, "gradient by y")
+
+
 def test_scaling_in_place():
     grads = [torch.rand(2, 3, 5, 7), torch.rand(2, 2, 4, 4).half()]
     factor = torch.tensor([[2.0, 0.5], [1.0, 3.0]])

@@ -1,15 +1,18 @@
 """The package as a whole: facts, `python -m`, and life without the compiled part."""
 
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fused_ssim
 from fused_ssim import __main__ as main
-from fused_ssim import native
+from fused_ssim import dispatch, native
 
 ROOT = Path(fused_ssim.__file__).parents[1]
 
@@ -81,3 +84,55 @@ def test_info_of_the_build():
 def test_everything_public_is_there():
     for name in fused_ssim.__all__:
         assert getattr(fused_ssim, name) is not None
+
+
+DEFAULT_ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "compute_100", "sm_120", "compute_120")
+
+
+@pytest.mark.parametrize(
+    "archs, capability, served",
+    [
+        (DEFAULT_ARCHS, (7, 0), False),
+        (DEFAULT_ARCHS, (7, 5), True),
+        (DEFAULT_ARCHS, (8, 7), True),  # by the code for 8.6
+        (DEFAULT_ARCHS, (10, 3), True),
+        (DEFAULT_ARCHS, (11, 0), True),  # by the PTX for 10.0
+        (DEFAULT_ARCHS, (12, 1), True),
+        (DEFAULT_ARCHS, (13, 0), True),
+        (("sm_90", "sm_120", "compute_120"), (11, 0), False),  # newer than one, older than the other
+        (("sm_90", "sm_120", "compute_120"), (10, 0), False),
+        (("sm_86",), (8, 0), False),
+        (("sm_90a", "compute_90a"), (9, 0), True),
+        (("sm_90a", "compute_90a"), (10, 0), False),
+        (("sm_100f",), (10, 3), True),
+        (("sm_100f",), (11, 0), False),
+    ],
+)
+def test_a_device_that_no_code_serves_is_refused(monkeypatch, archs, capability, served):
+    """Else the launch would fail: "no kernel image is available for execution on the device"."""
+    monkeypatch.setattr(native, "error", None)
+    monkeypatch.setattr(native, "cuda_archs", archs)
+    monkeypatch.setattr(native, "cuda_devices", tuple(native.devices_of(arch) for arch in archs))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    reason = dispatch.unavailable("cuda", "cuda")
+    if served:
+        assert reason is None
+    else:
+        assert f"capability {capability[0]}.{capability[1]}" in reason and archs[0] in reason
+
+
+def test_an_architecture_must_have_a_known_name():
+    with pytest.raises(ValueError, match="got 'gfx942'"):
+        native.devices_of("gfx942")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_what_is_built_by_default_serves_every_device_from_75_on(monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "-q", "--version"])
+    monkeypatch.chdir(ROOT)
+    names = runpy.run_path("setup.py")["gencodes"](Path(shutil.which("nvcc")))[1]
+    served = [native.devices_of(name) for name in names]
+    for capability in (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121, 130):
+        assert any(least <= capability <= most for least, most in served), (capability, names)

@@ -1,5 +1,6 @@
 """pyramid_ssim_loss: normalisation, ranges, level weights, reductions."""
 
+import emulated
 import judge
 import pytest
 import torch
@@ -51,9 +52,21 @@ def levels(shapes, dtype, device="cpu"):
 
 
 def compare(
-    backend, shapes, normalize, detach_range, reduction, factors, limit=LIMIT, dtype=torch.float32, both=True, **options
+    backend,
+    shapes,
+    normalize,
+    detach_range,
+    reduction,
+    factors,
+    limit=LIMIT,
+    dtype=torch.float32,
+    both=True,
+    edit=None,
+    **options,
 ):
     xs, ys = levels(shapes, dtype, backend.device)
+    for t in xs + ys if edit else ():
+        edit(t.detach())
     if not both:
         ys = [y.detach() for y in ys]
     wide = [[t.detach().cpu().double().requires_grad_() for t in side] for side in (xs, ys)]
@@ -103,6 +116,33 @@ def test_training(backend, dtype, normalize, detach_range):
     shapes = [(2, 3, 18, 24), *SHAPES[1:3], *CUT[:2]]
     limit = LIMIT if dtype == torch.float32 else judge.Tolerance(LIMIT.value, 1e-3)
     compare(backend, shapes, normalize, detach_range, "mean", [1.0, 0.5, 2.0, 1.0, 0.5], limit, dtype, both=False)
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("width", [12, 13])
+@pytest.mark.parametrize("normalize", ["tensor", "sample", "channel"])
+def test_extremes_that_several_pixels_attain(backend, normalize, width, both):
+    """A GPU has several blocks look for them, of 18 rows each if it has four multiprocessors: at both ends of those."""
+
+    def edit(t):
+        t[:, :, 0, 3] = t[:, :, 17, 5] = t[:, :, 36, 0] = t[:, 1, 69, width - 1] = -3.0
+        t[:, :, 18, 1] = t[:, :, 35, 1] = t[:, :, 53, width - 1] = t[:1, :, 54, 0] = 7.0
+
+    compare(backend, [(2, 2, 70, width)], normalize, False, "sum", [1.0], both=both, edit=edit)
+
+
+@pytest.mark.slow
+def test_several_blocks_share_a_plane():
+    """Of one plane on four multiprocessors sixteen may look for extremes; each takes eight rows at least."""
+    x, y = (t.requires_grad_() for t in pair((1, 1, 70, 12)))
+    blocks = []
+    with emulated.backend(multiprocessors=4) as name:
+        for options in ({}, {"normalize": "tensor"}, {"normalize": "tensor", "detach_range": False}):
+            before = emulated.emulator().blocks_run
+            fused_ssim.pyramid_ssim_loss([x], [y], backend=name, **options)
+            blocks.append(emulated.emulator().blocks_run - before)
+    assert blocks[1] - blocks[0] == 9 + 1, "parts, and one block that joins them"
+    assert blocks[2] - blocks[1] == 2 + 2 * 9, "one for what each side's extremes receive, and parts that add it"
 
 
 @pytest.mark.parametrize("normalize", ["tensor", "sample", "channel"])

@@ -165,9 +165,14 @@ enum cudaFuncAttribute {
 enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlock = 8,
   cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrMaxThreadsPerMultiProcessor = 39,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
+  cudaDevAttrMaxRegistersPerMultiprocessor = 82,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+  cudaDevAttrMaxBlocksPerMultiprocessor = 106,
+  cudaDevAttrReservedSharedMemoryPerBlock = 111,
 };
 using cudaStream_t = struct CUstream_st*;
 struct cudaLaunchAttribute {};
@@ -193,6 +198,12 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   switch (attribute) {
     case cudaDevAttrMaxSharedMemoryPerBlock: return *value = 48 << 10, cudaSuccess;
     case cudaDevAttrMultiProcessorCount: return *value = emulator::options().multiprocessors, cudaSuccess;
+    case cudaDevAttrMaxBlocksPerMultiprocessor: return *value = emulator::options().resident_blocks, cudaSuccess;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: return *value = 2048, cudaSuccess;
+    case cudaDevAttrMaxRegistersPerMultiprocessor: return *value = 64 << 10, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      return *value = static_cast<int>(emulator::options().shared_limit) + (1 << 10), cudaSuccess;
+    case cudaDevAttrReservedSharedMemoryPerBlock: return *value = 1 << 10, cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor: return *value = 9, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: return *value = 0, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
