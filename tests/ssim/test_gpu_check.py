@@ -155,12 +155,3 @@ def test_kernels_that_fit_a_device():
     assert serving(archs, (9, 0)) == ["sm_90a", "compute_80"]
     assert serving(archs, (7, 0)) == [] and serving((), (9, 0)) == []
     assert serving(("sm_90", "sm_100"), (12, 0)) == [] and serving(("sm_120",), (12, 1)) == ["sm_120"]
-
-
-def test_the_targets_of_triton():
-    from benchmarks.gpu_speed import targets
-
-    times = {"mse_loss": 0.5, "fused_ssim cuda": 2.0, "fused_ssim triton": 3.0, "slow": 9.0, "fussim": 6.0}
-    said = targets(times)
-    assert "Triton / CUDA 1.50" in said and "fussim / Triton 2.00" in said
-    assert targets({"mse_loss": 0.5, "fused_ssim cuda": 2.0}) == "no Triton kernel to compare"
