@@ -84,12 +84,12 @@ if [[ -z $dry ]]; then
   step build 200 env TORCH_CUDA_ARCH_LIST="$arch" "$python" setup.py -q build_ext --inplace
   # setup.py builds without CUDA where nvcc fails: without kernels for this device nothing below would mean anything.
   step info 30 "$python" -m benchmarks.gpu_built || exit 1
-  step streams 60 "${tests[@]}" tests/ssim/test_cuda_streams.py -k "not emulated"
+  step streams 60 "${tests[@]}" tests/ssim/test_cuda_streams.py -k "not emulated and not triton"
   step suite 120 "${tests[@]}" -m "not slow" -k "cuda and not emulated" tests/ssim
   step speed 190 "$python" -m benchmarks.gpu_speed --out "$out/speed" --seconds $(($(budget 190) - 15))
   # Triton compiles every combination of options on the spot, seconds each: a part of the suite, on each tile.
   step triton 90 "${tests[@]}" -m "not slow" tests/ssim \
-    -k "test_triton_tiles or triton and (sum_and_its and 7x10 and same or test_pyramid and student or beyond)"
+    -k "test_triton_tiles or triton and (streams or sum_and_its and 7x10 and same or test_pyramid and student or beyond)"
   for tool in memcheck racecheck initcheck; do
     step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" benchmarks/gpu_subset.py
   done
