@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Everything that only a CUDA device can tell, in one call: builds with this machine's torch, runs the test-suite on the
 # device, streams and graph capture, times the losses, and compute-sanitizer on a part.
-# Usage: benchmarks/gpu_check.sh [--dry-run] [--deadline SECONDS] [PYTHON] [OUT]
+# Usage: benchmarks/gpu_check.sh [--dry-run] [--deadline SECONDS] [--peers DIR] [PYTHON] [OUT]
 # --dry-run does what can be done without a device. What is not through by the deadline (default 570 s) is cut short or
-# not reached; the table at the end says which, and the exit status is 0 only where every step was ok. OUT then holds
-# log.txt (what the steps printed), steps.txt (the table), speed.json and speed.md.
+# not reached; the table at the end says which, and the exit status is 0 only where every step was ok. The peers that
+# gpu_peers.sh brought into DIR (default benchmarks/gpu_peers) are installed under build/ and timed. OUT then holds
+# log.txt (what the steps printed), steps.txt (the table), speed.json and speed.md (which names the peers missing).
 set -uo pipefail
 
-deadline=570 dry=''
+deadline=570 dry='' peers=''
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --dry-run) dry=--dry-run && shift ;;
     --deadline) deadline=${2:?--deadline needs seconds} && shift 2 ;;
+    --peers) peers=${2:?--peers needs a folder} && shift 2 ;;
     *) echo "unknown option $1" >&2 && exit 2 ;;
   esac
 done
@@ -19,12 +21,19 @@ python=${1:-python3}
 out=${2:-gpu_check_out}
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out" && out=$(cd "$out" && pwd)
+peers=$(cd "${peers:-$root/benchmarks/gpu_peers}" 2> /dev/null && pwd)
 cd "$root" || exit 2
 export PYTHONPATH="$root:$root/tests"
 
+built=$root/build/gpu_check # apart from what lies in the tree
 grace=5 # seconds from a step's end to its killing
 if [[ $dry ]]; then planned=(build info emulated streams subset speed)
-else planned=(build info streams suite speed triton memcheck racecheck initcheck); fi
+else
+  planned=(build info streams suite)
+  if compgen -G "$peers/*.whl" > /dev/null; then planned+=(peers); fi
+  if [[ -d $peers/rahul-goel-fused-ssim ]]; then planned+=(rahul-goel); fi
+  planned+=(speed triton memcheck racecheck initcheck)
+fi
 declare -A result
 child=''
 : > "$out/log.txt"
@@ -86,6 +95,16 @@ if [[ -z $dry ]]; then
   step info 30 "$python" -m benchmarks.gpu_built || exit 1
   step streams 60 "${tests[@]}" tests/ssim/test_cuda_streams.py -k "not emulated and not triton"
   step suite 120 "${tests[@]}" -m "not slow" -k "cuda and not emulated" tests/ssim
+  if [[ " ${planned[*]} " == *" peers "* ]]; then
+    step peers 40 bash benchmarks/gpu_peers.sh install "$python" "$peers" "$built/peers"
+    export PYTHONPATH="$PYTHONPATH:$built/peers" # last: nothing of it hides what the machine has
+  fi
+  # Where the timing keeps its time even so.
+  if [[ " ${planned[*]} " == *" rahul-goel "* ]] && (($(budget 999) > 320)); then
+    step rahul-goel 120 env TORCH_CUDA_ARCH_LIST="$arch" \
+      bash benchmarks/gpu_peers.sh build "$python" "$peers" "$built/rahul-goel" &&
+      export RAHUL_GOEL_FUSED_SSIM="$built/rahul-goel"
+  fi
   step speed 190 "$python" -m benchmarks.gpu_speed --out "$out/speed" --seconds $(($(budget 190) - 15))
   # Triton compiles every combination of options on the spot, seconds each: a part of the suite, on each tile.
   step triton 90 "${tests[@]}" -m "not slow" tests/ssim \
@@ -94,8 +113,7 @@ if [[ -z $dry ]]; then
     step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" benchmarks/gpu_subset.py
   done
 else
-  built=$root/build/gpu_check # apart from what lies in the tree
-  export TRITON_INTERPRET=1   # so that the Triton kernel goes through as well
+  export TRITON_INTERPRET=1 # so that the Triton kernel goes through as well
   step build 500 env TORCH_CUDA_ARCH_LIST=9.0 "$python" setup.py -q build \
     --build-lib "$built/lib" --build-temp "$built/objects" || exit 1
   export PYTHONPATH="$built/lib:$PYTHONPATH" PYTHONSAFEPATH=1

@@ -42,6 +42,22 @@ esac
 """
 
 
+def test_peers_that_were_brought_along_are_installed_before_the_timing(tmp_path):
+    peers = tmp_path / "peers"
+    (peers / "rahul-goel-fused-ssim").mkdir(parents=True)
+    (peers / "fussim-0-py3-none-any.whl").touch()
+    process = start(tmp_path, "--peers", str(peers))
+    text, _ = process.communicate(timeout=60)
+    table = statuses(tmp_path / "out")
+    assert process.returncode == 0 and set(table.values()) == {"ok"}, text
+    assert list(table) == [*STEPS[:4], "peers", "rahul-goel", *STEPS[4:]]
+    # No time for a compiler where the timing needs it.
+    process = start(tmp_path, "--peers", str(peers), "--deadline", "300")
+    process.communicate(timeout=60)
+    table = statuses(tmp_path / "out")
+    assert process.returncode != 0 and table["rahul-goel"] == "not reached" and table["speed"] == "ok"
+
+
 def start(tmp_path, *options, broken="nothing-broken", slow="nothing-slow") -> subprocess.Popen:
     stand_in = tmp_path / "compute-sanitizer"
     stand_in.write_text(STAND_IN.format(broken=broken, slow=slow))
@@ -97,6 +113,64 @@ def test_an_interruption_leaves_the_table(tmp_path):
     text = process.stdout.read()
     assert process.wait(timeout=20) != 0
     assert statuses(tmp_path / "out")["speed"] == "interrupted" and "initcheck  not reached" in text
+
+
+# ---- Peers ----
+
+PEER_SETUP = """
+from setuptools import setup
+setup(name="fused-ssim", version="0", packages=["fused_ssim"])
+"""
+
+
+def peers(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(ROOT / "benchmarks" / "gpu_peers.sh"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, **environment))
+
+
+@pytest.fixture
+def no_network(tmp_path) -> str:
+    """A python whose pip reaches nothing but makes a wheel of pytorch-msssim."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        """#!/usr/bin/env bash
+        while (($# > 1)); do if [[ $1 == --dest ]]; then dest=$2; fi; shift; done
+        if [[ $1 == pytorch-msssim ]]; then touch "$dest/pytorch_msssim-1-py3-none-any.whl"; else exit 1; fi
+        """
+    )
+    stand_in.chmod(0o755)
+    return str(stand_in)
+
+
+def test_peers_from_a_folder(tmp_path, no_network):
+    source, dest = tmp_path / "theirs", tmp_path / "peers"
+    (source / "fused_ssim").mkdir(parents=True)
+    (source / "fused_ssim" / "__init__.py").write_text("mark = 'theirs'\n")
+    (source / "setup.py").write_text(PEER_SETUP)
+    (source / ".git").mkdir()
+    result = peers("fetch", "--dest", dest, source, PYTHON=no_network)
+    assert result.returncode == 1 and "missing: fussim" in result.stderr and result.stderr.count("missing") == 1
+    kept = dest / "rahul-goel-fused-ssim"
+    assert (kept / "setup.py").exists() and not (kept / ".git").exists()
+    assert [file.name for file in dest.glob("*.whl")] == ["pytorch_msssim-1-py3-none-any.whl"]
+    result = peers("build", sys.executable, dest, tmp_path / "built")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "built" / "fused_ssim" / "__init__.py").read_text() == "mark = 'theirs'\n"
+
+
+def test_peers_that_are_missing_are_named(tmp_path, no_network):
+    result = peers("fetch", "--dest", tmp_path / "peers", tmp_path / "nowhere", PYTHON=no_network)
+    assert result.returncode == 1 and "missing: rahul-goel/fused-ssim" in result.stderr
+    (tmp_path / "peers" / "broken-1-py3-none-any.whl").write_text("no wheel")
+    result = peers("install", sys.executable, tmp_path / "peers", tmp_path / "to")
+    assert result.returncode == 1 and "missing" in result.stderr and "broken" in result.stderr
+
+
+def test_peers_are_not_committed():
+    command = ["git", "check-ignore", "-q", "benchmarks/gpu_peers/fussim.whl"]
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 # ---- What the steps ask ----
