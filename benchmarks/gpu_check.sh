@@ -94,7 +94,7 @@ if [[ -z $dry ]]; then
   # setup.py builds without CUDA where nvcc fails: without kernels for this device nothing below would mean anything.
   step info 30 "$python" -m benchmarks.gpu_built || exit 1
   step streams 60 "${tests[@]}" tests/ssim/test_cuda_streams.py -k "not emulated and not triton"
-  step suite 120 "${tests[@]}" -m "not slow" -k "cuda and not emulated" tests/ssim
+  step suite 120 "${tests[@]}" -m "not slow" -k "cuda and not emulated and not streams" tests/ssim
   if [[ " ${planned[*]} " == *" peers "* ]]; then
     step peers 40 bash benchmarks/gpu_peers.sh install "$python" "$peers" "$built/peers"
     export PYTHONPATH="$PYTHONPATH:$built/peers" # last: nothing of it hides what the machine has
