@@ -24,6 +24,9 @@ def main() -> None:
         (2 * fused_ssim.ssim_loss(x, y.detach(), **options)).backward()
         fused_ssim.ssim(x, y, reduction="none", **options).sum().backward()
         fused_ssim.pyramid_ssim_loss([x], [y], normalize="sample", **options).backward()
+        if backend != "triton":
+            levels = [x, x[..., :7, :9]], [y, y[..., :7, :9]]
+            fused_ssim.pyramid_ssim_loss(*levels, normalize="channel", detach_range=False, **options).backward()
         assert x.grad is not None and x.grad.isfinite().all()
     print("went through")
 

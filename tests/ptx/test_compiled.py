@@ -6,7 +6,6 @@ which checks every access against the bounds of the tensors and of shared memory
 
 import emulated
 import judge
-import numpy as np
 import pytest
 import torch
 from cuda_emulator import building
@@ -92,10 +91,15 @@ def test_scaling_in_place():
         assert_close(got, want, judge.tolerance(got.dtype).gradient, "scaled gradient")
 
 
-def test_accesses_are_checked_against_the_tensors():
-    """The interpreter is told of one row less than the kernel may read."""
-    x, y = pair((1, 2, 20, 24))
+@pytest.mark.parametrize("width", [24, 23], ids=["vectors", "elements"])
+@pytest.mark.parametrize("side", [0, 1], ids=["x", "y"])
+def test_an_access_to_one_element_too_many_is_seen(side, width):
+    """The interpreter is told that the last element of x or of y is not there: as if the kernel went one too far."""
+    pair_of_maps = list(pair((1, 2, 20, width)))
+    told = list(pair_of_maps)
+    told[side] = torch.from_numpy(pair_of_maps[side].numpy().reshape(-1)[:-1])
+    x, y = pair_of_maps
     x.requires_grad_()
-    other = torch.from_numpy(np.zeros(4, np.float32))
-    with pytest.raises(memory.AccessError), compiled.interpreted(LEAN, [y, other]):
+    size = 4 * (x.numel() - 1)
+    with pytest.raises(memory.AccessError, match=f"of a buffer of {size}"), compiled.interpreted(LEAN, told):
         fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
