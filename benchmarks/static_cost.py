@@ -200,34 +200,40 @@ def _cost(name, arch_resources, programs, executed, threads, shared_bytes, bytes
     return Cost(name, arch_resources, threads, shared_bytes, ptx, *sizes, share, bytes_per_pixel)
 
 
-SOURCES = ("march_lean.cu", "ssim_cuda.cu")
+SOURCES = ("march_lean_same.cu", "march_lean_reflect.cu", "ssim_cuda.cu")
 
 
 @cache
-def _run_ours(dtype: torch.dtype, rescaled: bool) -> dict[str, compiled.Executed]:
+def _run_ours(dtype: torch.dtype, rescaled: bool, padding: str) -> dict[str, compiled.Executed]:
     x = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype).requires_grad_()
     y = torch.rand(1, MAPS, HEIGHT, WIDTH).to(dtype)
     with compiled.interpreted(SOURCES, [x, y], multiprocessors=1) as kernels_run:
         if rescaled:
-            fused_ssim.pyramid_ssim_loss([x], [y], normalize="channel", detach_range=False, backend=emulated.NAME)
+            options = {"normalize": "channel", "detach_range": False, "padding": padding, "backend": emulated.NAME}
+            fused_ssim.pyramid_ssim_loss([x], [y], **options)
         else:
-            fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
+            fused_ssim.ssim_loss(x, y, reduction="sum", padding=padding, backend=emulated.NAME)
     return kernels_run
 
 
-def ours(arch: int, dtype: torch.dtype, rescaled: bool = False) -> Cost:
+def ours(arch: int, dtype: torch.dtype, rescaled: bool = False, padding: str = "same") -> Cost:
     """Loss and gradient of x, whole maps; as in distillation (min-max by channel, with its gradient) or plain."""
-    kernels_run = _run_ours(dtype, rescaled)
+    kernels_run = _run_ours(dtype, rescaled, padding)
     known = {}
     for source in SOURCES:
-        known |= resources(ROOT / "csrc" / "cuda" / source, arch)
+        if not set(kernels_run) <= set(known):
+            known |= resources(ROOT / "csrc" / "cuda" / source, arch)
     found = [known[kernel] for kernel in kernels_run]
     main = max(kernels_run.values(), key=lambda executed: executed.shared_bytes)
     shared = main.shared_bytes + max(f.shared_bytes for f in found)
     programs, counts = [e.program for e in kernels_run.values()], [e.counts for e in kernels_run.values()]
     # Rescaling reads x and y once more before, and x once more behind, for the gradient of minimum and maximum.
     size = (6.0 if rescaled else 3.0) * torch.empty(0, dtype=dtype).element_size()
-    name = f"fused, {str(dtype).removeprefix('torch.')}{', min-max by channel' if rescaled else ''}"
+    name = ", ".join(
+        ["fused", str(dtype).removeprefix("torch.")]
+        + ["mirrored"] * (padding == "reflect")
+        + ["min-max by channel"] * rescaled
+    )
     return _cost(name, found, programs, counts, main.block, shared, size)
 
 

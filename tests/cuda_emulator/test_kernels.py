@@ -59,7 +59,7 @@ def test_thread_sanitizer(cases):
 
 PLANTED = {
     # the file, what stands there (once), what is put in its place
-    "barrier": ("cuda/march.cuh", "(chunk + 1, pixels);\n      __syncthreads();", "(chunk + 1, pixels);"),
+    "barrier": ("cuda/march.cuh", "mirror_cells();\n      __syncthreads();", "mirror_cells();"),
     "row": ("cuda/march.cuh", "column.column < block.level.w);", "column.column <= block.level.w);"),
     "slot": ("cuda/march.cuh", "b_.args.slots[unit]", "b_.args.slots[0]"),
 }

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(compiled.nvcc() is None, reason="no nvcc"),
     pytest.mark.skipif(building.compiler() is None, reason="no C++ compiler"),
 ]
-LEAN = ("march_lean.cu", "ssim_cuda.cu")
+LEAN = ("march_lean_same.cu", "march_lean_reflect.cu", "ssim_cuda.cu")
 GENERAL = ("march_general_float.cu", "ssim_cuda.cu")
 
 
