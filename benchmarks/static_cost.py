@@ -217,7 +217,7 @@ def _run_ours(dtype: torch.dtype, rescaled: bool, padding: str) -> dict[str, com
 
 
 def ours(arch: int, dtype: torch.dtype, rescaled: bool = False, padding: str = "same") -> Cost:
-    """Loss and gradient of x, whole maps; as in distillation (min-max by channel, with its gradient) or plain."""
+    """Loss and gradient of x, whole maps; `rescaled`: min-max by channel, with its gradient, as in distillation."""
     kernels_run = _run_ours(dtype, rescaled, padding)
     known = {}
     for source in SOURCES:
@@ -270,7 +270,8 @@ def rows(archs: list[int]) -> list[dict[str, object]]:
     for arch in archs:
         chip = CHIPS[arch]
         plain = [ours(arch, dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
-        for cost in (*plain, ours(arch, torch.float32, rescaled=True), tiles(arch)):
+        others = [ours(arch, torch.float32, *case) for case in ((True, "same"), (False, "reflect"), (True, "reflect"))]
+        for cost in (*plain, *others, tiles(arch)):
             registers = max(r.registers for r in cost.resources)
             blocks = blocks_per_multiprocessor(chip, cost.threads, registers, cost.shared_bytes)
             issue_ps = 1e3 * cost.slots_per_pixel / (chip.multiprocessors * 4 * 32 * chip.clock_ghz)

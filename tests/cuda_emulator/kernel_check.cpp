@@ -54,6 +54,13 @@ const Case kLean[] = {
      ssim::Normalize::kChannel},
     {"rescaled strips", DType::kFloat32, 1, 1, 70, 300, 4, ssim::Padding::kSame, 1, false, false, false,
      ssim::Normalize::kChannel},
+    {"mirrored, packed", DType::kFloat32, 2, 4, 7, 12, 1, ssim::Padding::kReflect, 1, false, false, false},
+    {"mirrored, odd width", DType::kFloat32, 1, 3, 21, 37, 2, ssim::Padding::kReflect, 1, false, false, true},
+    {"mirrored strips and bands", DType::kFloat32, 1, 1, 70, 300, 4, ssim::Padding::kReflect, 1, false, false, false},
+    {"mirrored, odd strips", DType::kFloat32, 1, 1, 9, 301, 4, ssim::Padding::kReflect, 1, false, false, false},
+    {"mirrored, narrow", DType::kFloat16, 1, 4, 3, 2, 1, ssim::Padding::kReflect, 1, false, false, false},
+    {"mirrored, rescaled", DType::kFloat32, 1, 5, 13, 20, 1, ssim::Padding::kReflect, 1, false, false, false,
+     ssim::Normalize::kChannel},
 };
 const Case kGeneral[] = {
     {"reflect", DType::kFloat32, 1, 3, 13, 19, 1, ssim::Padding::kReflect, 1, true, true, true},

@@ -19,7 +19,7 @@ PLAIN = ("-O1", "-march=native")
 CSRC = building.ROOT / "csrc"
 
 
-CASES = {"lean": 6, "general": 5}
+CASES = {"lean": 12, "general": 5}
 
 
 @cache

@@ -59,6 +59,16 @@ def test_packed_maps_odd_widths_and_strips(shape):
     check(LEAN, shape)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 7, 10), (1, 3, 13, 19), (1, 2, 40, 48), (1, 1, 61, 301), (2, 3, 6, 3)], ids=str
+)
+def test_mirrors(shape, dtype):
+    """Maps beside each other, whole ones, strips and bands, and maps narrower than a window."""
+    kernels_run = check(LEAN, shape, dtype, padding="reflect")
+    assert [name for name in kernels_run if "ServesE2E" in name]
+
+
 @pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
 def test_general_kernel(padding):
     check(GENERAL, (1, 2, 20, 27), both=True, padding=padding)

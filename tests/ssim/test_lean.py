@@ -84,6 +84,21 @@ def test_layouts(kernel_once, strides, padding):
     assert_close(got.cpu(), expected, limit.gradient, "gradient by x")
 
 
+@pytest.mark.parametrize("shape", [(1, 12, 9, 12), (1, 24, 7, 10), (1, 12, 6, 3)], ids=str)
+def test_a_nan_stays_in_its_map(kernel_once, shape, padding):
+    """Maps beside each other have mirrored columns between them."""
+    x, y = (t.to(kernel_once.device) for t in pair(shape))
+    bad = x.clone()
+    bad[:, 4] = float("nan")
+    grads = []
+    for t in (x, bad):
+        t.requires_grad_()
+        value = fused_ssim.ssim_loss(t, y, reduction="sum", padding=padding, backend=kernel_once.name)
+        grads.append(torch.autograd.grad(value, t)[0])
+    others = [c for c in range(shape[1]) if c != 4]
+    assert value.isnan() and grads[1][:, 4].isnan().all() and torch.equal(grads[0][:, others], grads[1][:, others])
+
+
 @pytest.mark.parametrize(
     "what", ["padding valid", "exponents", "float64", "gradients of x and y", "a weight", "no gradient"]
 )
