@@ -19,9 +19,15 @@ SSIM_DEVICE int mirrored(int position, int length) {
 // falls on images of `to` is folded back to it.
 template <class T>
 SSIM_DEVICE T folded_tap(const T* taps, int to, int from, int length) {
+  const int last = length - 1;
+  const auto tap = [&](int image) {
+    const int k = image - from + kRadius;
+    return k >= 0 && k < kTaps ? taps[k] : T(0);
+  };
+  if (last > kRadius) return tap(to) + (to > 0 ? tap(-to) : T(0)) + (to < last ? tap(2 * last - to) : T(0));
   T sum = T(0);
-  for (int k = -kRadius; k <= kRadius; ++k)
-    if (mirrored(from + k, length) == to) sum += taps[k + kRadius];
+  for (int position = from - kRadius; position <= from + kRadius; ++position)
+    if (mirrored(position, length) == to) sum += tap(position);
   return sum;
 }
 

@@ -25,6 +25,7 @@ PIECES = {
     (1, 1, 9, 775): (1, 7, 1),
     (1, 1, 259, 20): (1, 1, 8),
     (1, 1, 66, 23): (1, 1, 2),
+    (1, 1, 74, 19): (1, 1, 2),  # the last chunk but one of the second band ends where rows begin to be folded
     (1, 1, 130, 332): (1, 3, 3),
 }
 
@@ -57,6 +58,13 @@ def check(backend, shape, padding, dtype=torch.float32):
 @pytest.mark.parametrize("shape", PIECES, ids=str)
 def test_pieces(kernel_once, shape, padding):
     check(kernel_once, shape, padding)
+
+
+def test_every_size(kernel_once, padding):
+    """Borders at each place of a chunk, and maps with room for one image or with many."""
+    for size in range(1, 27):
+        check(kernel_once, (1, 2, size, 9), padding)
+        check(kernel_once, (1, 2, 9, size), padding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
