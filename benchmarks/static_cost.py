@@ -202,7 +202,7 @@ def _cost(name, arch_resources, programs, executed, threads, shared_bytes, pixel
     return Cost(name, arch_resources, threads, shared_bytes, ptx, *sizes, share, bytes_per_pixel)
 
 
-SOURCES = ("march_lean.cu", "march_general_float.cu", "ssim_cuda.cu")
+SOURCES = ("march_lean_same.cu", "march_lean_reflect.cu", "march_general_float.cu", "ssim_cuda.cu")
 
 
 class Case(NamedTuple):
@@ -212,14 +212,24 @@ class Case(NamedTuple):
     levels: tuple[tuple[int, int, int], ...] = ((MAPS, HEIGHT, WIDTH),)
     multiprocessors: int = 1
     dtype: torch.dtype = torch.float32
+    padding: str = "same"
     rescaled: bool = False  # as in distillation: min-max by channel, with its gradient
     both: bool = False  # gradients of x and y, which take the general kernel
     blocks: int = 0  # that the plan must make, so that the row is what it is called; 0: of any number
 
 
 FPN = ((100, 152), (50, 76), (25, 38), (13, 19), (7, 10))
-PLAIN = {dtype: Case(f"fused, {str(dtype).removeprefix('torch.')}", dtype=dtype) for dtype in DTYPES}
-RESCALED = Case("fused, float32, min-max by channel", rescaled=True)
+MIRRORED = {"same": "", "reflect": ", mirrored"}
+WHOLE = {
+    padding: {
+        dtype: Case(f"fused, {str(dtype).removeprefix('torch.')}{by}", dtype=dtype, padding=padding) for dtype in DTYPES
+    }
+    for padding, by in MIRRORED.items()
+}
+RESCALED = {
+    padding: Case(f"fused, float32{by}, min-max by channel", padding=padding, rescaled=True)
+    for padding, by in MIRRORED.items()
+}
 PLANS = {
     # One plane of three has a third of the multiprocessors; of two images each one has four maps of every level.
     "pyramid": Case("five levels in one launch", tuple((32, *size) for size in FPN), 8, blocks=85),
@@ -238,7 +248,7 @@ def _run(case: Case) -> dict[str, compiled.Executed]:
         t.requires_grad_()
     options = {"normalize": "channel", "detach_range": False} if case.rescaled else {"normalize": None}
     with compiled.interpreted(SOURCES, [*xs, *ys], case.multiprocessors, resident_blocks=32) as kernels_run:
-        fused_ssim.pyramid_ssim_loss(xs, ys, backend=emulated.NAME, **options)
+        fused_ssim.pyramid_ssim_loss(xs, ys, padding=case.padding, backend=emulated.NAME, **options)
     return kernels_run
 
 
@@ -247,7 +257,8 @@ def ours(arch: int, case: Case) -> Cost:
     kernels_run = _run(case)
     known = {}
     for source in SOURCES:
-        known |= resources(ROOT / "csrc" / "cuda" / source, arch)
+        if not set(kernels_run) <= set(known):
+            known |= resources(ROOT / "csrc" / "cuda" / source, arch)
     found = [known[kernel] for kernel in kernels_run]
     main = max(kernels_run.values(), key=lambda executed: executed.shared_bytes)
     if case.blocks and main.blocks != case.blocks:
@@ -294,7 +305,8 @@ def rows(archs: list[int]) -> list[dict[str, object]]:
     table = []
     for arch in archs:
         chip = CHIPS[arch]
-        cases = (*PLAIN.values(), RESCALED, *PLANS.values())
+        mirrored = WHOLE["reflect"][torch.float32]
+        cases = (*WHOLE["same"].values(), RESCALED["same"], mirrored, RESCALED["reflect"], *PLANS.values())
         for cost in (*(ours(arch, case) for case in cases), tiles(arch)):
             registers = max(r.registers for r in cost.resources)
             blocks = blocks_per_multiprocessor(chip, cost.threads, registers, cost.shared_bytes)

@@ -1,15 +1,18 @@
 """The backend "cuda-emulated": the CUDA kernels on CPU tensors, for the tests that every backend passes."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import pytest
 from cuda_emulator import building, kernels
 
-from fused_ssim import dispatch, ops
+from fused_ssim import dispatch, native, ops
 
 NAME = "cuda-emulated"
+MULTIPROCESSORS, RESIDENT_BLOCKS = 4, 2  # of the emulated device
 
 
 @cache
@@ -21,9 +24,41 @@ def emulator() -> kernels.Emulator:
     return kernels.Emulator(kernels.build())
 
 
+def served() -> list[str]:
+    """What the main kernels serve that ran since the last call: "same" or "reflect" (the lean ones), or "all"."""
+    names = emulator().launched_kernels()
+    return [("all", "same", "reflect")[int(found[1])] for name in names if (found := re.search(r"ServesE(\d)E", name))]
+
+
+def forget(name: str) -> None:
+    """``check_served`` will not count what has run so far."""
+    if name == NAME:
+        served()
+
+
+def check_served(name: str, padding: str) -> None:
+    """That a lean kernel for this padding has run, and no other; of backends that have no such kernel nothing."""
+    if name == NAME:
+        assert served() == [padding]
+
+
+def lean_plan(shapes: Sequence[Sequence[int]], padding: str) -> dict[str, Any]:
+    """How a lean kernel cuts tensors (N, C, H, W) on the emulated device."""
+    if native._C is None:
+        pytest.skip(native.error)
+    levels = [(n * c, h, w) for n, c, h, w in shapes]
+    kernel = {"gap": 10, "table_bytes": 2304} if padding == "reflect" else {}
+    return native._C.plan_cuda(
+        levels, multiprocessors=MULTIPROCESSORS, blocks_per_multiprocessor=RESIDENT_BLOCKS, **kernel
+    )
+
+
 @contextmanager
 def backend(
-    order: int = kernels.RANDOM, seed: int = 1, multiprocessors: int = 4, resident_blocks: int = 2
+    order: int = kernels.RANDOM,
+    seed: int = 1,
+    multiprocessors: int = MULTIPROCESSORS,
+    resident_blocks: int = RESIDENT_BLOCKS,
 ) -> Iterator[str]:
     """``fused_ssim`` functions accept ``backend=NAME`` inside; the name is given back.
 

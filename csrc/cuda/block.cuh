@@ -7,15 +7,18 @@
 
 namespace ssim {
 
-// One instantiation of the kernel. Where `lean`, E is the type of the pixels, and there is no weight, no map, no other
-// padding than "same" and no other form than kPlain; else all of that is decided while it runs. `tracks`: it sums what
-// minimum and maximum receive of the gradient.
-template <class T_, class E_, bool separate_, int sides_, int rows_, bool lean_, bool tracks_, int max_threads_,
+// Which calls a kernel serves. The other two are lean: E is the type of the pixels, and there is no weight, no map and
+// no other form than kPlain. Of kAll all of that is decided while it runs, and padding too.
+enum class Serves { kAll, kSame, kReflect };
+
+// One instantiation of the kernel. `tracks`: it sums what minimum and maximum receive of the gradient.
+template <class T_, class E_, bool separate_, int sides_, int rows_, Serves serves_, bool tracks_, int max_threads_,
           int registers_>
 struct MarchTraits {
   using T = T_;
   using E = E_;
-  static constexpr bool separate = separate_, lean = lean_, tracks = tracks_;
+  static constexpr bool separate = separate_, tracks = tracks_;
+  static constexpr bool lean = serves_ != Serves::kAll, mirrors = serves_ == Serves::kReflect;
   static constexpr int sides = sides_;  // 0 no gradient, 1 of x, 2 of x and y
   static constexpr int rows = rows_;    // of a chunk; a thread takes as many pixels of one row for horizontal filters
   static constexpr int max_threads = max_threads_, registers = registers_;  // of a block, of a thread
@@ -51,7 +54,7 @@ struct Rescale {
 // those from here it must be told.)
 template <class T>
 struct LeanTables {
-  alignas(16) int64_t steps[3];  // of x, y and the gradient from one chunk to the next, in bytes
+  alignas(16) int64_t steps[3];  // of x, y (from row to row if mirrored) and the gradient from chunk to chunk, in bytes
   Piece piece;
   LevelArgs<T> level;
   Rescale<T> rescale[kMaxThreads / kSegment];
@@ -61,7 +64,7 @@ struct LeanTables {
 
 template <class T>
 struct Tables : LeanTables<T> {
-  BorderTaps<T> vertical, horizontal;
+  FoldedTaps<T> folded;
 };
 
 template <class K>
@@ -70,8 +73,10 @@ struct Block {
   using Values = Cell<T, K::values>;
   static constexpr int R = K::rows;
   static constexpr int kRing = 2 * R + 10;  // rows from the gradient's to the loads'
-  using TablesOf = std::conditional_t<K::lean, LeanTables<T>, Tables<T>>;
-  static constexpr int kTables = K::lean ? kLeanTableBytes : kTableBytes, kTask = K::lean ? kTaskBytes : 0;
+  static constexpr bool kMayMirror = !K::lean || K::mirrors;
+  using TablesOf = std::conditional_t<kMayMirror, Tables<T>, LeanTables<T>>;
+  static constexpr int kTables = !K::lean ? kTableBytes : K::mirrors ? kMirrorTableBytes : kLeanTableBytes;
+  static constexpr int kTask = K::lean ? kTaskBytes : 0;
   static constexpr int kCellRows = R + 1;  // one more than used: 8 neighbouring threads then hit different banks
   static_assert(sizeof(TablesOf) <= kTables, "KernelShape::shared_bytes reserves too little");
   static_assert(!K::lean || sizeof(Task<typename K::E>) == kTask, "and so for tasks");
@@ -97,7 +102,7 @@ struct Block {
         piece(tables->piece),
         level(tables->level),
         args(launch.levels[prepare_piece()]),
-        mirror(!K::lean && launch.padding == Padding::kReflect) {}
+        mirror(K::lean ? K::mirrors : launch.padding == Padding::kReflect) {}
 
   SSIM_DEVICE int first_row(int chunk) const { return piece.first_row + chunk * R; }
 
@@ -118,6 +123,13 @@ struct Block {
   SSIM_DEVICE int map_of(int of_thread) const {
     if constexpr (K::lean) return task_of(of_thread).map;
     return 0;
+  }
+
+  // Where column 0 of the map of a thread's task stands, counted from the block's.
+  SSIM_DEVICE int begin_of_map(int of_thread) const {
+    if constexpr (K::lean) return map_of(of_thread) * level.slot - piece.origin;
+    const int local = of_thread & ~(R - 1);
+    return local - column_at(piece, level, local).column;
   }
 
   SSIM_DEVICE int64_t offset_of(const View& view, uint32_t map, int row, int column) const {
@@ -153,11 +165,8 @@ struct Block {
     Four<T>* const end = reinterpret_cast<Four<T>*>(cells + (threads + 2 * kMargin) * kCellRows);
 #pragma unroll 4
     for (Four<T>* at = begin + thread; at < end; at += threads) *at = {};
-    if constexpr (!K::lean) {
-      if (mirror) {
-        tables->vertical.fill(launch.taps, level.h, false);
-        tables->horizontal.fill(launch.taps, level.w, true);
-      }
+    if constexpr (kMayMirror) {
+      if (mirror) tables->folded.fill(launch.taps, level.h);
     }
     __syncthreads();
   }
@@ -171,8 +180,9 @@ struct Block {
       const LevelArgs<T>& found_level = launch.levels[found.level];
       tables->level = found_level;
       if constexpr (K::lean) {
-        tables->steps[0] = found_level.x.stride_h * int64_t{R * sizeof(typename K::E)};
-        tables->steps[1] = found_level.y.stride_h * int64_t{R * sizeof(typename K::E)};
+        constexpr int64_t kRows = K::mirrors ? 1 : R;
+        tables->steps[0] = found_level.x.stride_h * (kRows * int64_t{sizeof(typename K::E)});
+        tables->steps[1] = found_level.y.stride_h * (kRows * int64_t{sizeof(typename K::E)});
         tables->steps[2] = found_level.grad_x.stride_h * int64_t{R * sizeof(typename K::E)};
       }
     }

@@ -7,49 +7,49 @@ namespace ssim {
 
 // reflect_index of fused_ssim/window.py.
 SSIM_DEVICE int mirrored(int position, int length) {
-  if (position >= 0 && position < length) return position;
-  if (length == 1) return 0;
-  const int period = 2 * (length - 1);
-  position %= period;
-  if (position < 0) position += period;
-  return position < length ? position : period - position;
+  const int last = length - 1;
+  do {  // once, but where a side is shorter than the window
+    position = position < 0 ? -position : position;
+    position = position < 2 * last - position ? position : 2 * last - position;
+  } while (position < 0 && last > 0);
+  return position < 0 ? 0 : position;
 }
 
 // The weight with which the adjoint filter of a mirrored line takes the pixel at `from` to the pixel at `to`: what
 // falls on images of `to` is folded back to it.
 template <class T>
 SSIM_DEVICE T folded_tap(const T* taps, int to, int from, int length) {
+  const int last = length - 1;
+  const auto tap = [&](int image) {
+    const int k = image - from + kRadius;
+    return k >= 0 && k < kTaps ? taps[k] : T(0);
+  };
+  if (last > kRadius) return tap(to) + (to > 0 ? tap(-to) : T(0)) + (to < last ? tap(2 * last - to) : T(0));
   T sum = T(0);
-  if (from < 0 || from >= length) return sum;
-  for (int k = -kRadius; k <= kRadius; ++k)
-    if (mirrored(from + k, length) == to) sum += taps[k + kRadius];
+  for (int position = from - kRadius; position <= from + kRadius; ++position)
+    if (mirrored(position, length) == to) sum += tap(position);
   return sum;
 }
 
-// Folded taps of the pixels near both ends of a line; in between they are those of the window.
+// The taps with which each row of a mirrored map goes into the vertical filter of the partials: folded near both ends.
 template <class T>
-struct BorderTaps {
-  static constexpr int kNear = kRadius + 1;  // pixels from an end that differ
-  T taps[2 * kNear][kTaps];
-
-  SSIM_DEVICE static bool near(int position, int length) { return position < kNear || position >= length - kNear; }
-
-  SSIM_DEVICE const T* of(int position, int length) const {
-    return taps[position < kNear ? position : position - length + 2 * kNear];
+class FoldedTaps {
+ public:
+  // taps[k] weighs `row` in the result at row + k - kRadius.
+  SSIM_DEVICE const T* of(int row, int length) const {
+    return taps_[row < kRadius ? row : row < length - kRadius ? 2 * kRadius : row - length + 2 * kRadius];
   }
 
-  // gather: taps[k] weighs pixel p + k - kRadius in the result at p; else, what p gives to the result there.
-  SSIM_DEVICE void fill(const T* window, int length, bool gather) {
-    for (unsigned i = threadIdx.x; i < 2 * kNear * kTaps; i += blockDim.x) {
+  SSIM_DEVICE void fill(const T* window, int length) {
+    for (unsigned i = threadIdx.x; i < (2 * kRadius + 1) * kTaps; i += blockDim.x) {
       const int entry = static_cast<int>(i / kTaps), k = static_cast<int>(i % kTaps);
-      const int position = entry < kNear ? entry : length - 2 * kNear + entry;
-      const int other = position + k - kRadius;
-      const bool there = position >= 0 && position < length;
-      taps[entry][k] = !there   ? T(0)
-                       : gather ? folded_tap(window, position, other, length)
-                                : folded_tap(window, other, position, length);
+      const int row = entry < kRadius ? entry : length - 2 * kRadius + entry;
+      taps_[entry][k] = entry == 2 * kRadius ? window[k] : folded_tap(window, row + k - kRadius, row, length);
     }
   }
+
+ private:
+  alignas(16) T taps_[2 * kRadius + 1][kTaps + 1];  // of the first rows, of the last ones, of those in between
 };
 
 }  // namespace ssim

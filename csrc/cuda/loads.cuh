@@ -56,6 +56,32 @@ class Loads {
     }
   }
 
+  // Continues a row of the chunk, which the ring holds, beyond the borders of its map.
+  SSIM_DEVICE void mirror(int chunk) const {
+    if (!is_(kMirrorsRow)) return;
+    const int thread = K::lean ? fresh_thread() : b_.thread, begin = b_.begin_of_map(thread), w = b_.level.w;
+    const int column = (thread & ~(R - 1)) - begin;  // of the thread's R pixels
+    Pair<T>* const line = b_.ring_line(chunk * R + (thread & (R - 1))) + begin;
+    const bool left = column == 0, right = column + R >= b_.piece.partial_col1;
+    if (w <= kRadius) {
+#pragma unroll 1
+      for (int i = 1; i <= kRadius; ++i) {
+        if (left) line[-i] = line[mirrored(-i, w)];
+        if (right) line[w - 1 + i] = line[mirrored(w - 1 + i, w)];
+      }
+      return;
+    }
+    if (left) {
+#pragma unroll
+      for (int i = 1; i <= kRadius; ++i) line[-i] = line[i];
+    }
+    if (right) {
+      Pair<T>* const last = line + w - 1;
+#pragma unroll
+      for (int i = 1; i <= kRadius; ++i) last[i] = last[-i];
+    }
+  }
+
   T l1_sum = T(0);  // of |v| over the pixels that are this block's own
 
  private:
@@ -73,9 +99,10 @@ class Loads {
                  0.0f,
                  0.0f};
     task.chunks = (b_.piece.load_end - row + R - 1) / R;
-    if (there && row < b_.piece.load_end) {
-      task.x += b_.offset_of(b_.args.x, at.map, row, at.column);
-      task.y += b_.offset_of(b_.args.y, at.map, row, at.column);
+    if (there && (K::mirrors || row < b_.piece.load_end)) {
+      const int from = K::mirrors ? 0 : row;
+      task.x += b_.offset_of(b_.args.x, at.map, from, at.column);
+      task.y += b_.offset_of(b_.args.y, at.map, from, at.column);
     }
     if (there) {
       task.grad_x += b_.offset_of(b_.args.grad_x, at.map, row - 2 * kRadius, at.column);
@@ -88,16 +115,18 @@ class Loads {
     const Column at = column_at(b_.piece, b_.level, b_.thread);
     task.x = static_cast<const E*>(b_.args.x.data), task.y = static_cast<const E*>(b_.args.y.data);
     if (!is_(kLoadsColumn)) return;
-    const int row = b_.piece.first_row;
-    task.x += b_.offset_of(b_.args.x, at.map, row, at.column);
-    task.y += b_.offset_of(b_.args.y, at.map, row, at.column);
+    const int row = b_.piece.first_row, from = K::mirrors ? 0 : row;
+    task.x += b_.offset_of(b_.args.x, at.map, from, at.column);
+    task.y += b_.offset_of(b_.args.y, at.map, from, at.column);
     task.grad_x =
         static_cast<E*>(b_.args.grad_x.data) + b_.offset_of(b_.args.grad_x, at.map, row - 2 * kRadius, at.column);
   }
 
   // Whoever has no pixels here reads something nevertheless: keep_row knows.
   SSIM_DEVICE void fetch_row(const Task<E>& task, int chunk, Pixels& pixels) const {
-    const int from = task.end > 0 && chunk < task.chunks ? chunk : 0;
+    const int from = K::mirrors ? mirrored(b_.first_row(chunk) + (fresh_thread() & (R - 1)), b_.level.h)
+                     : task.end > 0 && chunk < task.chunks ? chunk
+                                                           : 0;
     const E* x = further(in_global_memory(task.x), from, b_.tables->steps[0]);
     const E* y = further(in_global_memory(task.y), from, b_.tables->steps[1]);
 #pragma unroll
@@ -143,6 +172,10 @@ class Loads {
 
   // As fetch_row: rows that are not there are those before once more.
   SSIM_DEVICE void fetch_column(const Task<E>& task, int chunk, Pixels& pixels) const {
+    if constexpr (K::mirrors) {
+      fetch_mirrored_column(task, b_.first_row(chunk), pixels);
+      return;
+    }
     const int left = b_.piece.load_end - b_.first_row(chunk);
     const int count = is_(kLoadsColumn) && left > 0 ? left : 0;
     const int from = count > 0 ? chunk : 0;
@@ -153,6 +186,24 @@ class Loads {
       pixels.x[j / 4].v[j % 4] = *x;
       pixels.y[j / 4].v[j % 4] = *y;
       if (j + 1 < count) x += b_.level.x.stride_h, y += b_.level.y.stride_h;
+    }
+  }
+
+  SSIM_DEVICE void fetch_mirrored_column(const Task<E>& task, int first, Pixels& pixels) const {
+    const E* x = in_global_memory(task.x);
+    const E* y = in_global_memory(task.y);
+    if (first >= 0 && first + R <= b_.level.h) {
+      x = further(x, first, b_.tables->steps[0]), y = further(y, first, b_.tables->steps[1]);
+#pragma unroll
+      for (int j = 0; j < R; ++j, x += b_.level.x.stride_h, y += b_.level.y.stride_h)
+        pixels.x[j / 4].v[j % 4] = *x, pixels.y[j / 4].v[j % 4] = *y;
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < R; ++j) {
+      const int row = mirrored(first + j, b_.level.h);
+      pixels.x[j / 4].v[j % 4] = *further(x, row, b_.tables->steps[0]);
+      pixels.y[j / 4].v[j % 4] = *further(y, row, b_.tables->steps[1]);
     }
   }
 
@@ -179,31 +230,19 @@ class Loads {
     keep_row(task, local, chunk, pixels, false);
   }
 
-  // Where a column of the ring comes from. False where it stays zero.
-  SSIM_DEVICE bool source(int local, Column& from) const {
-    from = column_at(b_.piece, b_.level, local);
-    if (b_.mirror) {
-      if (b_.level.maps > 1 && from.column >= b_.level.slot - kRadius) ++from.map, from.column -= b_.level.slot;
-      if (from.column < -kRadius || from.column >= b_.level.w + kRadius) return false;
-      from.column = mirrored(from.column, b_.level.w);
-    }
-    return from.map < b_.piece.maps && from.column >= 0 && from.column < b_.level.w;
-  }
-
   SSIM_DEVICE void load_column(int local, int chunk) {
-    Column from;
-    if (!source(local, from)) return;
     const Column at = column_at(b_.piece, b_.level, local);
+    if (at.map >= b_.piece.maps || at.column < 0 || at.column >= b_.level.w) return;
     const bool own =
         is_(kSumsL1) && at.column >= b_.piece.col0 && at.column < b_.piece.col1 && local >= 0 && local < b_.threads;
-    const int64_t x = b_.offset_of(b_.args.x, from.map, 0, from.column);
-    const int64_t y = b_.offset_of(b_.args.y, from.map, 0, from.column);
+    const int64_t x = b_.offset_of(b_.args.x, at.map, 0, at.column);
+    const int64_t y = b_.offset_of(b_.args.y, at.map, 0, at.column);
     const int first = b_.first_row(chunk), end = smaller(first + R, b_.piece.load_end);
 #pragma unroll 1
     for (int row = first; row < end; ++row) {
       const int64_t source_row = b_.mirror ? mirrored(row, b_.level.h) : row;
       const Pair<T> pair = rescaled(b_.load(b_.args.x, x + source_row * b_.args.x.stride_h),
-                                    b_.load(b_.args.y, y + source_row * b_.args.y.stride_h), from.map);
+                                    b_.load(b_.args.y, y + source_row * b_.args.y.stride_h), at.map);
       b_.ring_row(row)[local] = pair;
       if (own && row >= b_.piece.row0 && row < b_.piece.row1)
         l1_sum += magnitude(pair.v) * b_.seed_at(at.map, row, at.column);

@@ -47,6 +47,10 @@ class March {
       loads_.template keep<vectors>(0, pixels);
     }
     __syncthreads();
+    if (b_.mirror) {
+      loads_.mirror(0);
+      __syncthreads();
+    }
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if (is_(kFiltersRow)) horizontal_moments(chunk);
@@ -56,9 +60,11 @@ class March {
       loads_.template fetch<vectors>(chunk + 1, pixels);
       vertical(chunk);
       loads_.template keep<vectors>(chunk + 1, pixels);
+      if (K::sides && b_.mirror && is_(kMirrorsColumn)) mirror_cells();
       __syncthreads();
-      if (K::sides) {
-        if (is_(kOwnsRow)) gradients<vectors>(chunk);
+      if (K::sides || b_.mirror) {
+        if (b_.mirror) loads_.mirror(chunk + 1);
+        if (K::sides && is_(kOwnsRow)) gradients<vectors>(chunk);
         __syncthreads();
       }
     }
@@ -75,11 +81,20 @@ class March {
     roles.set(kHasPartials, column.map < p.maps && column.column >= p.partial_col0 && column.column < p.partial_col1);
     roles.set(kOwnsColumn, column.map < p.maps && column.column >= p.col0 && column.column < p.col1);
     roles.set(kLoadsColumn, column.map < p.maps && column.column >= 0 && column.column < block.level.w);
-    roles.set(kLoadsHalo, block.level.strips > 1 || block.mirror);
+    roles.set(kLoadsHalo, block.level.strips > 1);
     roles.set(kRescales, block.level.ranges != nullptr);
     roles.set(kSumsL1, block.level.value_l1 != 0);
+    if (block.mirror) set_mirrors(roles, p, block.level.w, task.column, column.column);
     roles.seal();
     return roles;
+  }
+
+  SSIM_DEVICE static void set_mirrors(Roles& roles, const Piece& p, int w, int task, int column) {
+    // The last task that filters sees to the right border, which need not be the block's own.
+    const bool right = task + R >= p.partial_col1 && p.partial_col1 + kRadius > w;
+    roles.set(kMirrorsRow, roles(kFiltersRow) && (task == 0 || right));
+    roles.set(kMirrorsColumn, roles(kHasPartials) && (column <= kRadius || column >= w - 1 - kRadius));
+    roles.set(kHalves, roles(kOwnsRow) && w > 1 && (task == 0 || task + R >= w));
   }
 
   SSIM_DEVICE T& ssim_sum() {
@@ -100,7 +115,7 @@ class March {
   SSIM_DEVICE void horizontal_moments(int chunk) const {
     const int thread = this->thread(), row = b_.first_row(chunk) + task_row(thread);
     if (row >= b_.piece.load_end) {
-      if (K::lean) {  // vertical() does not ask
+      if (K::lean && !K::mirrors) {  // vertical() does not ask
 #pragma unroll
         for (int o = 0; o < R; ++o) b_.cells_of(task_local(thread) + o)[task_row(thread)] = {};
       }
@@ -149,7 +164,7 @@ class March {
   SSIM_DEVICE void vertical(int chunk) {
     Values* cell = b_.cells_of(thread());
     if (!is_(kHasPartials)) {
-      if (K::sides) {
+      if (K::sides && !b_.mirror) {  // if mirrored, images may stand here
 #pragma unroll
         for (int j = 0; j < R; ++j)
 #pragma unroll
@@ -164,27 +179,64 @@ class March {
       for (int j = 0; j < R; ++j) vertical_row(cell[j], first + j, sum);
     } else if (first >= b_.piece.inside_row0 && first < b_.piece.inside_row1) {
 #pragma unroll
-      for (int j = 0; j < R; ++j) plain_row(cell[j], true, sum);
+      for (int j = 0; j < R; ++j) plain_row(cell[j], true, b_.launch.taps, sum);
     } else {
       edge_rows(cell, first, sum);
     }
     if (is_(kOwnsColumn)) ssim_sum() += sum;
   }
 
+  // Continues the filtered partials of a chunk beyond the borders of their map, and doubles those at a border: so the
+  // horizontal filter is the adjoint of a mirrored one, but for a factor of 2 at borders (docs/math.md).
+  SSIM_DEVICE void mirror_cells() const {
+    Values* const cell = b_.cells_of(thread());
+    const int column = this->column().column, w = b_.level.w, right = w - 1 - column;
+    if (w <= kRadius + 1) {  // an image may be one of a border, or of an image
+      if (w > 1 && (column == 0 || right == 0)) copy_cells(cell, 0, T(2));
+#pragma unroll 1
+      for (int to = -kRadius; to < w + kRadius; ++to)
+        if ((to < 0 || to >= w) && mirrored(to, w) == column) copy_cells(cell, to - column, T(1));
+      return;
+    }
+    if (column <= kRadius) copy_cells(cell, -2 * column, column == 0 ? T(2) : T(1));
+    // Images further away than the block's own columns see are not needed, and might have no place.
+    if (right <= kRadius && w - 1 + right < b_.piece.col1 + kRadius)
+      copy_cells(cell, 2 * right, right == 0 ? T(2) : T(1));
+  }
+
+  SSIM_DEVICE static void copy_cells(Values* cell, int columns, T factor) {
+    Values* const to = cell + columns * Block<K>::kCellRows;
+#pragma unroll
+    for (int j = 0; j < R; ++j) {
+      Values values = cell[j];
+#pragma unroll
+      for (int n = 0; n < K::partials; ++n) values.v[n] *= factor;
+      to[j] = values;
+    }
+  }
+
   // vertical_row of a lean kernel where it has partials; `own`: where SSIM counts.
-  SSIM_DEVICE void plain_row(Values& cell, bool own, T& sum) {
+  SSIM_DEVICE void plain_row(Values& cell, bool own, const T* taps, T& sum) {
     T m[K::moments];
     push_moments(cell, m);
     const Pixel<T> pixel = ssim_of(m);
     const Adjoint<T> a = adjoint_x<K::separate>(pixel);
     T partials[K::partials] = {a.a, a.b, a.c};
     if (own) sum += pixel.value;
-    partials_.push(partials, b_.launch.taps);
+    partials_.push(partials, taps);
     cell = {{partials[0], partials[1], partials[2], T(0)}};
   }
 
-  // A chunk with rows that have no partials, before those that have some or behind them. A loop for each kind: branches
-  // in one loop would have to be joined by copying the column filters.
+  // With which the partials of a row go into their filter, be it near a border or not.
+  SSIM_DEVICE const T* taps_of(int row) const {
+    if constexpr (Block<K>::kMayMirror) {
+      if (b_.mirror) return b_.tables->folded.of(row, b_.level.h);
+    }
+    return b_.launch.taps;
+  }
+
+  // A chunk with rows that have no partials, before those that have some or behind them, or with folded taps. A loop
+  // for each kind: branches in one loop would have to be joined by copying the column filters.
   SSIM_DEVICE void edge_rows(Values* cell, int first, T& sum) {
     const int row0 = b_.piece.row0 + kRadius - first, row1 = b_.piece.row1 + kRadius - first;
     const int begin = smaller(R, b_.piece.partial_row0 + kRadius - first);
@@ -198,7 +250,7 @@ class March {
       cell[j] = {};
     }
 #pragma unroll 1
-    for (; j < end; ++j) plain_row(cell[j], j >= row0 && j < row1, sum);
+    for (; j < end; ++j) plain_row(cell[j], j >= row0 && j < row1, taps_of(first + j - kRadius), sum);
 #pragma unroll 1
     for (; j < last; ++j) {  // no moments are asked for any more
       T partials[K::partials];
@@ -240,12 +292,10 @@ class March {
       if (own_row) sum += value;
     }
     if constexpr (K::sides != 0) {
-      if (!there)
-        partials_.push_zeros(partials);
-      else if (b_.mirror && BorderTaps<T>::near(ssim_row, b_.level.h))
-        partials_.push(partials, b_.tables->vertical.of(ssim_row, b_.level.h));
+      if (there)
+        partials_.push(partials, taps_of(ssim_row));
       else
-        partials_.push(partials, b_.launch.taps);
+        partials_.push_zeros(partials);
       Values to;
 #pragma unroll
       for (int n = 0; n < K::values; ++n) to.v[n] = n < K::partials ? partials[n] : T(0);
@@ -291,9 +341,6 @@ class March {
       for (int n = 0; n < K::partials; ++n) partials[n] = from.v[n];
       accumulate(sums, partials, j);
     }
-    if constexpr (!K::lean) {
-      if (b_.mirror) fold_columns(sums);
-    }
 
     Pair<T>* pairs = b_.ring_line(chunk * R + task_row(thread) - 2 * kRadius) + local;
     const Rescale<T>& rescale = b_.tables->rescale[K::lean ? b_.map_of(thread) : task_.map];
@@ -307,11 +354,18 @@ class March {
         for (int i = 0; i < 2; ++i)
           gradient[o + i] = (sums[o + i][0] + two.pair[i].u * sums[o + i][1] + two.pair[i].v * sums[o + i][2]) * by_x;
       }
+      if (b_.mirror && is_(kHalves)) {
+        const int column = local - b_.begin_of_map(thread), last = b_.level.w - 1 - column;
+        if (column == 0) gradient[0] *= T(0.5);
+#pragma unroll
+        for (int o = 0; o < R; ++o)
+          if (o == last) gradient[o] *= T(0.5);
+      }
       if (b_.level.l1 != T(0)) {
 #pragma unroll
         for (int o = 0; o < R; ++o) gradient[o] += sign(pairs[o].v) * b_.level.l1;
       }
-      if constexpr (K::tracks) {
+      if (K::tracks && (!K::mirrors || b_.args.range_sums)) {
         Task<E>& task = b_.task_of(thread);
         T sum = T(0), value_sum = T(0);
 #pragma unroll
@@ -330,6 +384,8 @@ class March {
         const Pair<T> pair = pairs[o];
         T of_u = sums[o][0] + pair.u * sums[o][2], of_v = sums[o][1] + pair.v * sums[o][3];
         if constexpr (K::separate) of_u += pair.v * sums[o][4], of_v += pair.u * sums[o][4];
+        const int column = task_.column + o;
+        if (b_.mirror && is_(kHalves) && (column == 0 || column == b_.level.w - 1)) of_u *= T(0.5), of_v *= T(0.5);
         T l1 = T(0);
         if (b_.level.l1 != T(0)) l1 = sign(pair.v) * b_.level.l1 * b_.seed_at(task_.map, row, task_.column + o);
         const T of_x = (of_u + of_v) * by_x + l1, of_y = (of_u - of_v) * by_y - l1;
@@ -340,23 +396,6 @@ class March {
   }
 
   SSIM_DEVICE static T sign(T v) { return v > T(0) ? T(1) : v < T(0) ? T(-1) : v * T(0); }  // a NaN stays
-
-  // The horizontal filter's results near mirrored borders, anew with folded taps.
-  SSIM_DEVICE void fold_columns(T (&sums)[R][K::partials]) const {
-#pragma unroll
-    for (int o = 0; o < R; ++o) {
-      const int column = task_.column + o;
-      if (column >= b_.level.w || !BorderTaps<T>::near(column, b_.level.w)) continue;
-      const T* taps = b_.tables->horizontal.of(column, b_.level.w);
-#pragma unroll
-      for (int n = 0; n < K::partials; ++n) sums[o][n] = T(0);
-      for (int k = 0; k < kTaps; ++k) {
-        const Values from = b_.cells_of(task_local(b_.thread) + o + k - kRadius)[task_row(b_.thread)];
-#pragma unroll
-        for (int n = 0; n < K::partials; ++n) sums[o][n] += taps[k] * from.v[n];
-      }
-    }
-  }
 
   SSIM_DEVICE void track(T of_x, T of_y, const Pair<T>& pair) {
     range_sums_[0] += of_x, range_sums_[1] += of_y;
@@ -437,14 +476,14 @@ class March {
                               b_.level.value_l1 * b_.launch.data_range * sums[2];
       }
       if (K::tracks && b_.args.range_sums) b_.args.range_sums[unit] = {{sums[3], sums[4]}, {sums[5], sums[6]}};
-      if (K::tracks && b_.args.found) {
+      if (K::tracks && b_.args.range_sums && b_.args.found) {
         const Gradients<T> of = of_extremes<T>(sums[3], sums[5] / b_.launch.inverse_range, b_.tables->lows[at.map],
                                                b_.tables->highs[at.map]);
         b_.tables->of_low[at.map] = of.low, b_.tables->of_high[at.map] = of.high;
       }
     }
     if constexpr (K::lean && K::tracks) {
-      if (b_.args.found) settle_extremes(at);
+      if (b_.args.range_sums && b_.args.found) settle_extremes(at);
     }
     if (b_.launch.arrived) sum_slots(b_.launch, reinterpret_cast<double*>(memory));
   }

@@ -26,9 +26,10 @@ constexpr KernelShape general_shape() {
           0};
 }
 
-// The gradient of x alone, "same" padding, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32
-// bits. `tracks`: it also fills range_sums.
-MarchKernel<float> lean_march(DType dtype, bool tracks);
+// The gradient of x alone, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32 bits. `tracks`: it
+// also fills range_sums.
+MarchKernel<float> lean_march_same(DType dtype, bool tracks);
+MarchKernel<float> lean_march_reflect(DType dtype);  // tracks where asked
 
 // Everything else. sides: 0 no gradient, 2 gradients of x, y or both.
 MarchKernel<float> general_march_float(bool separate, int sides);

@@ -6,7 +6,7 @@ namespace {
 
 template <bool separate, int sides>
 MarchKernel<double> kernel() {
-  using Traits = MarchTraits<double, void, separate, sides, 4, false, sides != 0, kMaxThreads, 255>;
+  using Traits = MarchTraits<double, void, separate, sides, 4, Serves::kAll, sides != 0, kMaxThreads, 255>;
   return {march<Traits>, general_shape<Traits>()};
 }
 

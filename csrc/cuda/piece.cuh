@@ -17,7 +17,7 @@ struct Piece {
   int origin;                  // of the block's first column
   int partial_row0, partial_row1, partial_col0, partial_col1;
   int first_row, load_end, end_row;  // the block marches from first_row to end_row, and loads up to load_end
-  int inside_row0, inside_row1;      // chunks that begin here complete SSIM of own rows only
+  int inside_row0, inside_row1;      // chunks that begin here complete SSIM of own rows only, away from a mirror
   uint32_t unit_of_first_plane, units_per_plane;
 };
 
@@ -42,10 +42,13 @@ SSIM_DEVICE Piece piece_of(const LaunchArgs<T>& launch, int reach, int chunk_row
   p.partial_col0 = larger(launch.margin, p.col0 - reach), p.partial_col1 = smaller(l.w - launch.margin, p.col1 + reach);
   const bool mirror = launch.padding == Padding::kReflect;
   p.first_row = mirror ? p.partial_row0 - kRadius : larger(0, p.partial_row0 - kRadius);
+  // A row more that costs nothing makes gradients begin with a chunk.
+  if (mirror && p.partial_row0 == 0 && (p.row1 + reach + kRadius - p.first_row) % chunk_rows) --p.first_row;
   p.load_end = smaller(mirror ? l.h + kRadius : l.h, p.row1 + reach + kRadius);
   p.end_row = p.row1 + reach + kRadius;
-  p.inside_row0 = larger(p.partial_row0, p.row0) + kRadius;
-  p.inside_row1 = smaller(p.partial_row1, p.row1) + kRadius - chunk_rows + 1;
+  const int fold = mirror ? kRadius : 0;  // rows at either end whose partials are folded
+  p.inside_row0 = larger(larger(p.partial_row0, p.row0), fold) + kRadius;
+  p.inside_row1 = smaller(smaller(p.partial_row1, p.row1), l.h - fold) + kRadius - chunk_rows + 1;
   return p;
 }
 

@@ -14,9 +14,10 @@ constexpr int kMaxThreads = 256;
 constexpr int kMaxLevels = 8;          // of one launch
 constexpr int kMargin = 8;             // columns of shared memory on either side of a block's own
 constexpr int64_t kSegment = 8;        // strips and neighbouring maps begin at multiples of this
-constexpr int64_t kTableBytes = 6144;  // of shared memory, beside ring and cells: Tables in block.cuh
+constexpr int64_t kTableBytes = 3584;  // of shared memory, beside ring and cells: Tables in block.cuh
 constexpr int64_t kLeanTableBytes = 1792;
-constexpr int64_t kMinBandRows = 8;  // fewest rows worth a block of their own: it recomputes up to 20
+constexpr int64_t kMirrorTableBytes = 2304;  // of a lean kernel that mirrors
+constexpr int64_t kMinBandRows = 8;          // fewest rows worth a block of their own: it recomputes up to 20
 
 constexpr int kLeanThreads = 224;  // of the lean kernel: seven warps of its registers fit twice, eight do not
 // Fifteen warps of 136 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.

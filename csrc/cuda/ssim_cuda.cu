@@ -14,7 +14,7 @@ namespace {
 template <class T>
 MarchKernel<T> choose_kernel(const Problem& p, const std::vector<Level>& levels) {
   const bool separate = p.form() == Form::kSeparate;
-  bool grad_x = false, grad_y = false, plain = p.form() == Form::kPlain && p.padding == Padding::kSame;
+  bool grad_x = false, grad_y = false, plain = p.form() == Form::kPlain && p.padding != Padding::kValid;
   for (const Level& level : levels) {
     grad_x = grad_x || level.grad_x.data;
     grad_y = grad_y || level.grad_y.data;
@@ -22,7 +22,9 @@ MarchKernel<T> choose_kernel(const Problem& p, const std::vector<Level>& levels)
   }
   const bool tracks = p.normalize != Normalize::kNone && !p.detach_range;
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (plain && grad_x && !grad_y) return lean_march(levels[0].x.dtype, tracks);
+    const DType dtype = levels[0].x.dtype;
+    if (plain && grad_x && !grad_y)
+      return p.padding == Padding::kSame ? lean_march_same(dtype, tracks) : lean_march_reflect(dtype);
     return general_march_float(separate, grad_x || grad_y ? 2 : 0);
   } else {
     return general_march_double(separate, grad_x || grad_y ? 2 : 0);

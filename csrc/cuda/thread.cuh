@@ -47,6 +47,10 @@ enum Role : unsigned {
   kRescales = 32,    // by minima and maxima
   kSumsL1 = 64,
   kLoadsColumn = 128,  // its column has pixels
+  // Of padding "reflect":
+  kMirrorsRow = 256,     // its R pixels lie at a border beyond which u, v are needed
+  kMirrorsColumn = 512,  // the partials of its column have images
+  kHalves = 1024,        // among its R pixels is one at a border, which counts half
 };
 
 class Roles {

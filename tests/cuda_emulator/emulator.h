@@ -40,6 +40,9 @@ struct Totals {
 };
 Totals totals();
 
+// The mangled names of the kernels launched since the last call, a line each, as far as the linker exports them.
+const char* launched_kernels();
+
 // The last mistake of a kernel, or "".
 const char* failure();
 

@@ -69,6 +69,7 @@ class Emulator:
         torch.ops.load_library(str(library))
         self._library = ctypes.CDLL(str(library))
         self._library.cuda_emulator_blocks_run.restype = ctypes.c_uint64
+        self._library.cuda_emulator_launched_kernels.restype = ctypes.c_char_p
 
     def configure(
         self,
@@ -114,6 +115,10 @@ class Emulator:
         addresses, sizes = (ctypes.c_void_p * count)(), (ctypes.c_int64 * count)()
         self._library.cuda_emulator_allocations(addresses, sizes)
         return [(address, size) for address, size in zip(addresses, sizes, strict=True) if address]
+
+    def launched_kernels(self) -> list[str]:
+        """Mangled names of the kernels launched since the last call."""
+        return self._library.cuda_emulator_launched_kernels().decode().split()
 
     @property
     def blocks_run(self) -> int:

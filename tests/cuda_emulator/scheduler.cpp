@@ -79,6 +79,8 @@ thread_local Block* current_block = nullptr;
 std::mutex failure_mutex;
 std::string failure_text;
 std::atomic<uint64_t> launches{0}, blocks_run{0}, threads_run{0};
+std::mutex launched_mutex;
+std::string launched, launched_before;  // the names of kernels, since they were asked for and when they were
 
 std::unordered_map<const void*, size_t>& shared_limits() {
   static std::unordered_map<const void*, size_t> limits;
@@ -329,6 +331,13 @@ int set_shared_limit(const void* kernel, size_t bytes) {
   return 0;
 }
 
+const char* launched_kernels() {
+  const std::lock_guard<std::mutex> lock(launched_mutex);
+  launched_before = std::move(launched);
+  launched.clear();
+  return launched_before.c_str();
+}
+
 int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void (*run)(void*), void* argument,
            const Parameters& parameters) {
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535 || !block.x ||
@@ -339,9 +348,13 @@ int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void 
   failure_text.clear();
   launches += 1;
   const Options o = options();
+  Dl_info symbol;
+  const bool known = dladdr(kernel, &symbol) && symbol.dli_sname;
+  if (known) {
+    const std::lock_guard<std::mutex> lock(launched_mutex);
+    launched.append(symbol.dli_sname).append(1, '\n');
+  }
   if (o.executor) {
-    Dl_info symbol;
-    const bool known = dladdr(kernel, &symbol) && symbol.dli_sname;
     const unsigned sizes[][3] = {{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}};
     const bool done = known && !o.executor(symbol.dli_sname, sizes[0], sizes[1], shared_bytes, parameters.places,
                                            parameters.sizes, parameters.count);
@@ -385,6 +398,9 @@ extern "C" __attribute__((visibility("default"))) void cuda_emulator_configure(i
 }
 extern "C" __attribute__((visibility("default"))) void cuda_emulator_execute_by(emulator::Executor executor) {
   emulator::options().executor = executor;
+}
+extern "C" __attribute__((visibility("default"))) const char* cuda_emulator_launched_kernels() {
+  return emulator::launched_kernels();
 }
 extern "C" __attribute__((visibility("default"))) unsigned long long cuda_emulator_blocks_run() {
   return emulator::totals().blocks;

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(compiled.nvcc() is None, reason="no nvcc"),
     pytest.mark.skipif(building.compiler() is None, reason="no C++ compiler"),
 ]
-LEAN = ("march_lean.cu", "ssim_cuda.cu")
+LEAN = ("march_lean_same.cu", "march_lean_reflect.cu", "ssim_cuda.cu")
 GENERAL = ("march_general_float.cu", "ssim_cuda.cu")
 
 
@@ -56,6 +56,16 @@ def test_whole_maps(dtype):
 @pytest.mark.parametrize("shape", [(2, 5, 7, 10), (1, 3, 13, 19), (1, 1, 61, 301)], ids=str)
 def test_packed_maps_odd_widths_and_strips(shape):
     check(LEAN, shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 7, 10), (1, 3, 13, 19), (1, 2, 40, 48), (1, 1, 61, 301), (2, 3, 6, 3)], ids=str
+)
+def test_mirrors(shape, dtype):
+    """Maps beside each other, whole ones, strips and bands, and maps narrower than a window."""
+    kernels_run = check(LEAN, shape, dtype, padding="reflect")
+    assert [name for name in kernels_run if "ServesE2E" in name]
 
 
 @pytest.mark.parametrize("padding", ["same", "reflect", "valid"])

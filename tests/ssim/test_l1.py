@@ -1,5 +1,6 @@
 """l1_ssim_loss: both terms of the photometric loss, from one pass."""
 
+import emulated
 import judge
 import pytest
 import torch
@@ -28,16 +29,21 @@ def compare(backend, shape, limit=LIMIT, scale=1.0, **options):
         assert_close(g.cpu(), w, limit.gradient, what)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 6, 366), (1, 1, 70, 368)], ids=str)
-def test_training_on_maps_in_pieces(backend, shape):
-    """The gradient by x alone; each pixel of strips and bands counts once."""
+@pytest.mark.parametrize("padding", ["same", "reflect"])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 6, 366), (1, 1, 70, 368), (1, 3, 40, 48), (1, 3, 21, 37), (2, 24, 7, 10), (2, 12, 6, 3)], ids=str
+)
+def test_training(backend, shape, padding):
+    """The gradient by x alone; each pixel of strips and bands counts once, and at a mirror no less."""
     x, y = pair(shape)
     x.requires_grad_()
-    want = l1_ssim(x.double(), y.double())
-    value = fused_ssim.l1_ssim_loss(x.to(backend.device), y.to(backend.device), backend=backend.name)
+    want = l1_ssim(x.double(), y.double(), padding=padding)
+    emulated.forget(backend.name)
+    value = fused_ssim.l1_ssim_loss(x.to(backend.device), y.to(backend.device), padding=padding, backend=backend.name)
+    emulated.check_served(backend.name, padding)
     assert_close(value.cpu(), want, LIMIT.value, "value")
     wide = x.detach().double().requires_grad_()
-    (expected,) = torch.autograd.grad(l1_ssim(wide, y.double()), wide)
+    (expected,) = torch.autograd.grad(l1_ssim(wide, y.double(), padding=padding), wide)
     assert_close(torch.autograd.grad(value, x)[0].cpu(), expected, LIMIT.gradient, "gradient by x")
 
 

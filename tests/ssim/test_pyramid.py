@@ -108,14 +108,41 @@ def test_levels_cut_into_strips_and_bands(backend, normalize, padding):
     compare(backend, CUT, normalize, True, "level", [1.0, 3.0, 0.0], padding=padding)
 
 
+@pytest.mark.parametrize("padding", ["same", "reflect"])
 @pytest.mark.parametrize("detach_range", [True, False])
 @pytest.mark.parametrize("normalize", ["tensor", "sample", "channel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_training(backend, dtype, normalize, detach_range):
+def test_training(backend, dtype, normalize, detach_range, padding):
     """The student's gradient alone, in one call: whole maps, maps beside each other, rows of four pixels, cut maps."""
     shapes = [(2, 3, 18, 24), *SHAPES[1:3], *CUT[:2]]
     limit = LIMIT if dtype == torch.float32 else judge.Tolerance(LIMIT.value, 1e-3)
-    compare(backend, shapes, normalize, detach_range, "mean", [1.0, 0.5, 2.0, 1.0, 0.5], limit, dtype, both=False)
+    train(backend, shapes, normalize, detach_range, [1.0, 0.5, 2.0, 1.0, 0.5], limit, dtype, padding)
+
+
+def train(backend, shapes, normalize, detach_range, factors, limit, dtype, padding):
+    emulated.forget(backend.name)
+    compare(backend, shapes, normalize, detach_range, "mean", factors, limit, dtype, both=False, padding=padding)
+    emulated.check_served(backend.name, padding)
+
+
+@pytest.mark.parametrize("padding", ["same", "reflect"])
+@pytest.mark.parametrize("detach_range", [True, False])
+@pytest.mark.parametrize("normalize", [None, "channel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_distillation(kernel_once, dtype, normalize, detach_range, padding):
+    """Levels of a detector: one launch, in which a block has several maps beside each other."""
+    shapes = [(1, 8, 25, 38), (1, 8, 13, 19), (1, 8, 7, 10)]
+    assert min(level["maps"] for level in emulated.lean_plan(shapes, padding)["levels"]) > 1
+    train(kernel_once, shapes, normalize, detach_range, [1.0, 0.5, 2.0], tolerance(dtype), dtype, padding)
+
+
+@pytest.mark.parametrize("columns", range(1, 12))
+def test_narrow_last_strips_of_a_mirrored_level(kernel_once, columns):
+    """Windows of the strip before reach past the border too. The first level makes blocks narrow, and so strips."""
+    shapes = [(1, 8, 16, 64), (1, 1, 9, 6 * 48 + columns)]
+    plan = emulated.lean_plan(shapes, "reflect")
+    assert plan["threads"] == 64 and plan["levels"][1]["strips"] == 7 and plan["levels"][1]["strip_columns"] == 48
+    train(kernel_once, shapes, None, True, [1.0, 1.0], LIMIT, torch.float32, "reflect")
 
 
 @pytest.mark.parametrize("both", [True, False])
