@@ -47,6 +47,7 @@ def lean_plan(shapes: Sequence[Sequence[int]], padding: str) -> dict[str, Any]:
     if native._C is None:
         pytest.skip(native.error)
     levels = [(n * c, h, w) for n, c, h, w in shapes]
+    # Twice the radius, since images of two maps stand between them, and kMirrorTableBytes.
     kernel = {"gap": 10, "table_bytes": 2304} if padding == "reflect" else {}
     return native._C.plan_cuda(
         levels, multiprocessors=MULTIPROCESSORS, blocks_per_multiprocessor=RESIDENT_BLOCKS, **kernel
