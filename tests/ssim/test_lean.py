@@ -10,23 +10,22 @@ import fused_ssim
 
 # How the emulated device's four multiprocessors share them: the tuple is (maps beside each other, strips, bands).
 PIECES = {
-    (1, 3, 40, 48): (1, 1, 1),
+    (1, 3, 40, 48): (1, 1, 2),
     (1, 3, 37, 45): (1, 1, 1),
     (1, 3, 33, 52): (1, 1, 1),
-    (2, 3, 11, 6): (1, 1, 1),
-    (2, 24, 7, 10): (3, 1, 1),
+    (2, 3, 11, 6): (2, 1, 1),
+    (2, 24, 7, 10): (7, 1, 1),
     (2, 12, 9, 12): (3, 1, 1),
-    (2, 12, 6, 3): (2, 1, 1),
-    (2, 24, 3, 6): (2, 1, 1),
-    (2, 24, 5, 1): (2, 1, 1),
-    (1, 8, 1, 40): (1, 1, 1),
+    (2, 12, 6, 3): (6, 1, 1),
+    (2, 24, 3, 6): (6, 1, 1),
+    (2, 24, 5, 1): (6, 1, 1),
+    (1, 8, 1, 40): (2, 1, 1),
     (1, 8, 2, 31): (1, 1, 1),
-    (1, 1, 9, 324): (1, 3, 1),
-    (1, 1, 9, 775): (1, 7, 1),
+    (1, 1, 9, 324): (1, 7, 1),
+    (1, 1, 9, 775): (1, 4, 1),
     (1, 1, 259, 20): (1, 1, 8),
-    (1, 1, 66, 23): (1, 1, 2),
-    (1, 1, 74, 19): (1, 1, 2),  # the last chunk but one of the second band ends where rows begin to be folded
-    (1, 1, 130, 332): (1, 3, 3),
+    (1, 1, 66, 23): (1, 1, 8),
+    (1, 1, 130, 332): (1, 2, 2),
 }
 
 
@@ -58,6 +57,16 @@ def check(backend, shape, padding, dtype=torch.float32):
 @pytest.mark.parametrize("shape", PIECES, ids=str)
 def test_pieces(kernel_once, shape, padding):
     check(kernel_once, shape, padding)
+
+
+@pytest.mark.parametrize("h", range(64, 80))
+def test_bands_that_end_anywhere_in_a_chunk(kernel_once, h, padding):
+    check(kernel_once, (1, 1, h, 19), padding)
+
+
+@pytest.mark.parametrize("w", range(300, 316))
+def test_strips_that_end_anywhere_in_a_segment(kernel_once, w, padding):
+    check(kernel_once, (1, 1, 9, w), padding)
 
 
 def test_every_size(kernel_once, padding):
