@@ -139,7 +139,7 @@ def test_distillation(kernel_once, dtype, normalize, detach_range, padding):
 @pytest.mark.parametrize("columns", range(1, 12))
 def test_narrow_last_strips_of_a_mirrored_level(kernel_once, columns):
     """Windows of the strip before reach past the border too. The first level makes blocks narrow, and so strips."""
-    shapes = [(1, 8, 16, 64), (1, 1, 9, 6 * 48 + columns)]
+    shapes = [(1, 2, 13, 19), (1, 1, 9, 6 * 48 + columns)]
     plan = emulated.lean_plan(shapes, "reflect")
     assert plan["threads"] == 64 and plan["levels"][1]["strips"] == 7 and plan["levels"][1]["strip_columns"] == 48
     train(kernel_once, shapes, None, True, [1.0, 1.0], LIMIT, torch.float32, "reflect")
