@@ -87,7 +87,11 @@ def fma_per_second() -> float | None:
         library = build_fma(Path(folder), "sm_{}{}".format(*torch.cuda.get_device_capability()))
         if library is None:
             return None
-        function = ctypes.CDLL(str(library)).fma_per_second
+        try:
+            function = ctypes.CDLL(str(library)).fma_per_second
+        except OSError as error:
+            print(error)
+            return None
         function.restype = ctypes.c_double
         rate = function()
     return rate if rate > 0 else None

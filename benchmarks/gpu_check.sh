@@ -36,6 +36,7 @@ else
 fi
 declare -A result
 child=''
+rm -f "$out"/speed.{json,md}
 : > "$out/log.txt"
 
 table() {
@@ -118,7 +119,7 @@ else
     --build-lib "$built/lib" --build-temp "$built/objects" || exit 1
   export PYTHONPATH="$built/lib:$PYTHONPATH" PYTHONSAFEPATH=1
   if [[ ${FUSED_SSIM_CUDA:-} != 0 ]] && command -v nvcc > /dev/null; then
-    step info 60 "$python" -m benchmarks.gpu_built --capability 9.0
+    step info 60 "$python" -m benchmarks.gpu_built --capability 9.0 || exit 1
   else
     step info 60 "$python" -m fused_ssim
   fi

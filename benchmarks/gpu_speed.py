@@ -33,6 +33,9 @@ GRADIENT_LIMIT = 1e-3
 TIMED = ("pytorch-msssim", "fussim", "rahul-goel/fused-ssim")
 """Peers of zero padding or whole windows, with a kernel of their own or the most users."""
 
+UNCAPTURABLE = "pytorch-msssim"
+"""Copies its window from the host in each call, which no graph can hold; trying would spoil the next capture."""
+
 KD = {"padding": "reflect", "normalize": "channel", "detach_range": False}
 """What kd's loss asks for by default."""
 
@@ -74,12 +77,13 @@ def of_levels(case: Case, single: dict[str, Loss], backends: list[str]) -> dict[
 
         return lambda xs, ys: sum(loss(prepared(x), prepared(y)) for x, y in zip(xs, ys, strict=True))  # type: ignore
 
-    found = {name: summed(loss, case.rescaled and name != "mse_loss") for name, loss in single.items()}
     options = KD if case.rescaled else {}
-    for backend in backends:
+    found: dict[str, LevelsLoss] = {}
+    for backend in backends:  # first: what another's failed graph capture leaves behind meets nobody of ours
         found[f"{gpu_tables.OURS} {backend}"] = lambda xs, ys, b=backend: fused_ssim.pyramid_ssim_loss(
             xs, ys, backend=b, **options
         )
+    found |= {name: summed(loss, case.rescaled and name != "mse_loss") for name, loss in single.items()}
     return found
 
 
@@ -99,6 +103,22 @@ def gradient_error(loss: Loss, padding: str, device: str) -> float:
     )
     mine = mine.double()
     return float((mine / mine.norm() - true / true.norm()).norm())
+
+
+def judge(losses: dict[str, tuple[Loss, str | None]], device: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Errors of the gradients, and whose is wrong or cannot be had, and why."""
+    errors, wrong = {}, {}
+    for name, (loss, padding) in losses.items():
+        if padding is None:
+            continue
+        try:
+            errors[name] = gradient_error(loss, padding, device)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:  # some load their kernels in the first call
+            wrong[name] = str(error)
+            continue
+        if not errors[name] <= GRADIENT_LIMIT:  # NaN too
+            wrong[name] = f"gradient off by {errors[name]:.3g}"
+    return errors, wrong
 
 
 def inputs(case: Case, device: str) -> tuple[list[Tensor], list[Tensor]]:
@@ -135,7 +155,7 @@ def take_turns(
         for name in (names[i] for i in order(len(names), number)):
             try:
                 spent = milliseconds(runs[name], device, flush)
-            except RuntimeError as error:  # out of memory too
+            except (RuntimeError, ValueError) as error:  # out of memory too
                 failed[name] = str(error).splitlines()[0]
                 continue
             if number >= 2 or spent > 1e3 * seconds / 10:  # the first two warm up
@@ -178,6 +198,9 @@ def measure_graphs(case: Case, losses: dict[str, LevelsLoss], device: str, round
     xs, ys = inputs(case, device)
     replays, failed = {}, {}
     for name, loss in losses.items():
+        if name.startswith(UNCAPTURABLE):
+            failed[name] = "copies from the host in each call"
+            continue
         try:
             replays[name] = captured(loss, xs, ys, device)
         except RuntimeError as error:
@@ -212,8 +235,7 @@ def main() -> None:
     judged = dict(single)
     for backend in backends:
         judged[f"{gpu_tables.OURS} {backend}"] = (lambda x, y, b=backend: fused_ssim.ssim_loss(x, y, backend=b), "same")
-    errors = {n: gradient_error(f, padding, device) for n, (f, padding) in judged.items() if padding is not None}
-    wrong = {n: f"gradient off by {e:.3g}" for n, e in errors.items() if not e <= GRADIENT_LIMIT}
+    errors, wrong = judge(judged, device)
     record = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "dry run: the times mean nothing",
         "torch": torch.__version__,

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+import fused_ssim
 from benchmarks import gpu_cases, gpu_ceilings, gpu_speed, gpu_tables
 
 RECORD = {
@@ -108,6 +109,29 @@ def test_peers_sum_over_levels_and_kd_rescales_before_them():
     scaled = [[gpu_speed.min_max(2 * x + 1, "channel") for x in side] for side in (xs, ys)]
     torch.testing.assert_close(rescaled["mean"](xs, ys), plain["mean"](*scaled))
     torch.testing.assert_close(rescaled["fused_ssim cpu"](xs, ys), rescaled["fused_ssim cpu"]([3 * x for x in xs], ys))
+
+
+def test_who_is_wrong_or_fails_is_named_and_stops_nobody():
+    def fails(x, y):
+        raise ImportError("no kernels for this torch")
+
+    right = fused_ssim.ssim_loss
+    losses = {
+        "right": (right, "same"),
+        "wrong": (right, "reflect"),
+        "fails": (fails, "same"),
+        "mse_loss": (fails, None),
+    }
+    errors, wrong = gpu_speed.judge(losses, "cpu")
+    assert set(errors) == {"right", "wrong"} and set(wrong) == {"wrong", "fails"}
+    assert "off by" in wrong["wrong"] and "no kernels" in wrong["fails"]
+
+    def out_of_memory():
+        raise torch.OutOfMemoryError("too large\nmore")
+
+    runs = {"works": lambda: None, "large": out_of_memory}
+    medians, failed = gpu_speed.take_turns(runs, "cpu", torch.zeros(1), rounds=3, seconds=1)
+    assert set(medians) == {"works"} and failed == {"large": "too large"}
 
 
 @pytest.mark.slow

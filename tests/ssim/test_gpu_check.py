@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu_built
 from benchmarks.gpu_built import serving
 from fused_ssim import triton_backend
 
@@ -63,6 +64,8 @@ def start(tmp_path, *options, broken="nothing-broken", slow="nothing-slow") -> s
     stand_in.write_text(STAND_IN.format(broken=broken, slow=slow))
     stand_in.chmod(0o755)
     environment = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    if "--peers" not in options:
+        options = (*options, "--peers", str(tmp_path / "nobody"))
     command = ["bash", SCRIPT, *options, str(stand_in), str(tmp_path / "out")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -221,6 +224,15 @@ def test_of_the_plan(): pass
 def test_tests_that_were_skipped_are_no_success(tmp_path, body, passes):
     result = run_tests(tmp_path, body)
     assert (result.returncode == 0) == passes, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("archs", [(), ("sm_80", "sm_100")], ids=["nvcc failed", "others"])
+def test_a_build_without_kernels_for_the_device_is_no_ok(monkeypatch, archs):
+    """Where nvcc fails, setup.py builds the CPU kernels alone, and says that it went well."""
+    monkeypatch.setattr(gpu_built.native, "cuda_archs", archs)
+    monkeypatch.setattr(sys, "argv", ["gpu_built", "--capability", "9.0"])
+    with pytest.raises(SystemExit, match=r"no kernels for a device of capability 9\.0"):
+        gpu_built.main()
 
 
 def test_kernels_that_fit_a_device():
