@@ -111,7 +111,10 @@ def test_mixed_precision_and_norm_weight_decay(detectors, data):
     counts = [len(group["params"]) for group in optimizer.param_groups]
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
     assert counts == [2 * len(norms), len(list(model.parameters())) - 2 * len(norms)]
-    meters, _ = trained(model, data, scaler=torch.amp.GradScaler("cpu"), norm_weight_decay=0.0)
+    # oneDNN's gradient of the weights of a 3 x 3 convolution of 1 x 2 pixels (P7 here) takes uninitialised memory in
+    # bfloat16: plain torchvision's training, too, goes to NaN under MALLOC_PERTURB_=128, and now and then without.
+    with torch.backends.mkldnn.flags(enabled=False):
+        meters, _ = trained(model, data, scaler=torch.amp.GradScaler("cpu"), norm_weight_decay=0.0)
     assert all(m["loss"] < 100 for m in meters)
     distillation = [m["loss_distill"] for m in meters]
     assert sum(distillation[-3:]) < 0.9 * sum(distillation[:3])
