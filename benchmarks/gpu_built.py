@@ -13,22 +13,9 @@ from fused_ssim.__main__ import report
 
 
 def serving(archs: tuple[str, ...], capability: tuple[int, int]) -> list[str]:
-    """Those of ``archs`` that run on such a device: its code, that of a lesser minor, or PTX of anything older."""
-    found = []
-    for arch in archs:
-        kind, _, number = arch.partition("_")
-        exact = not number.isdigit()  # "90a" runs nowhere else
-        digits = number.rstrip("af")
-        major, minor = int(digits[:-1]), int(digits[-1])
-        if exact:
-            fits = (major, minor) == capability
-        elif kind == "sm":
-            fits = major == capability[0] and minor <= capability[1]
-        else:
-            fits = (major, minor) <= capability
-        if fits:
-            found.append(arch)
-    return found
+    """Those of ``archs`` that run on such a device, by the rule of :func:`fused_ssim.native.devices_of`."""
+    device = 10 * capability[0] + capability[1]
+    return [arch for arch in archs for least, most in [native.devices_of(arch)] if least <= device <= most]
 
 
 def main() -> None:

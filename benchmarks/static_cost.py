@@ -35,6 +35,7 @@ from ptx.memory import GlobalMemory  # noqa: E402
 from ptx.program import Place, Program, parse  # noqa: E402
 
 import fused_ssim  # noqa: E402
+from benchmarks.gpu_cases import FPN  # noqa: E402
 
 CACHE = ROOT / "build" / "static_cost"
 TILE_KERNEL = ROOT / "benchmarks" / "tile_kernel.cu"
@@ -218,7 +219,6 @@ class Case(NamedTuple):
     blocks: int = 0  # that the plan must make, so that the row is what it is called; 0: of any number
 
 
-FPN = ((100, 152), (50, 76), (25, 38), (13, 19), (7, 10))
 MIRRORED = {"same": "", "reflect": ", mirrored"}
 WHOLE = {
     padding: {
