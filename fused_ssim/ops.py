@@ -7,7 +7,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,9 @@ def _definition(options: SSIMOptions) -> tuple[list[float], list[float], float, 
     )
 
 
+_kept_definition = lru_cache(maxsize=64)(_definition)  # for calls that no compiler traces
+
+
 def _operators(backend: str) -> Any:
     return getattr(torch.ops, NAMESPACES[backend])
 
@@ -56,11 +59,13 @@ def ssim_sums(
     normalize: str | None,
     detach_range: bool,
     per_sample: bool,
+    total: bool,
     backend: str,
 ) -> Tensor:
     """For each level the sum over pixels of ``weight * (offset + slope * SSIM) + l1 * |x - y|``, (L,) or (L, N).
 
-    pixels holds (offset, slope, l1) of each level. Differentiable once with respect to x and y.
+    pixels holds (offset, slope, l1) of each level; ``total`` sums over the levels: () or (N,). Differentiable once with
+    respect to x and y.
     """
     xs, ys = [level[0] for level in levels], [level[1] for level in levels]
     weights = [level[2] for level in levels if level[2] is not None]
@@ -71,15 +76,20 @@ def ssim_sums(
         grad_scale = [1.0 / max(abs(s), abs(a), 1e-30) for s, a in zip(slope, l1, strict=True)]
     enabled = torch.is_grad_enabled()
     grad_x, grad_y = enabled and any(x.requires_grad for x in xs), enabled and any(y.requires_grad for y in ys)
-    definition = (*_definition(options), normalize or "", detach_range, per_sample, grad_x, grad_y)
-    arguments = (weights, offset, slope, l1, grad_scale, *definition)
+    compiling = torch.compiler.is_compiling()
+    definition = _definition(options) if compiling else _kept_definition(options)
+    rest = (normalize or "", detach_range, per_sample, grad_x, grad_y)
+    arguments = (weights, offset, slope, l1, grad_scale, *definition, *rest)
     operators = _operators(backend)
-    if torch.compiler.is_compiling():
-        return operators.ssim_sums(xs, ys, *arguments)[0]
-    if grad_x or grad_y:
-        return _Sums.apply(operators, arguments, *xs, *ys)
-    with _below_autograd():
-        return operators.ssim_sums(xs, ys, *arguments)[0]
+    if not compiling and (grad_x or grad_y):
+        return _Sums.apply(operators, arguments, total, *xs, *ys)
+    with contextlib.nullcontext() if compiling else _below_autograd():
+        values = operators.ssim_sums(xs, ys, *arguments)[0]
+        return _total(values) if total else values
+
+
+def _total(values: Tensor) -> Tensor:
+    return values.squeeze(0) if len(values) == 1 else values.sum(0)
 
 
 def _value_dtype(x: Tensor) -> torch.dtype:
@@ -139,21 +149,31 @@ class _Saved(NamedTuple):
     has_x: bool
     has_y: bool
     grad_scale: list[float]
+    total: bool = False
+
+
+def _changes_nothing(factor: Tensor, saved: _Saved) -> bool:
+    """Whether that is known without waiting for a device, and sooner than ``scale_`` would find it out."""
+    one = factor.numel() == 1 and factor.device.type == "cpu"
+    return one and saved.grad_scale == [factor.item()] * saved.levels
 
 
 def _scaled(operators: Any, saved: _Saved, grads: list[Tensor], factor: Tensor) -> tuple[list, list]:
     """The saved gradients of the xs, and of the ys, times the upstream factor of each level (and sample)."""
-    sides = int(saved.has_x) + int(saved.has_y)
-    divisor = saved.grad_scale * sides
-    if sides == 2:
-        factor = torch.cat([factor] * 2)
-    if all(type(grad) is Tensor for grad in grads):
+    traced = torch.compiler.is_compiling() or any(type(grad) is not Tensor for grad in grads)
+    if not traced:
         # A new alias of each saved gradient, so that autograd can adopt it as .grad instead of copying it.
         grads = [grad.clone() if _keeps_graph() else grad.detach() for grad in grads]
-        operators.scale_(grads, factor, divisor)
-    else:  # being traced: let the compiler fuse the product
-        shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
-        grads = [(grad * (factor[i].reshape(shape) / divisor[i])).to(grad.dtype) for i, grad in enumerate(grads)]
+    if traced or not _changes_nothing(factor, saved):
+        if saved.total:
+            factor = factor.unsqueeze(0).expand(saved.levels, *factor.shape)
+        sides = int(saved.has_x) + int(saved.has_y)
+        if traced:  # let the compiler fuse the product
+            shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
+            factors = [factor[i].reshape(shape) / scale for i, scale in enumerate(saved.grad_scale)] * sides
+            grads = [(grad * by).to(grad.dtype) for grad, by in zip(grads, factors, strict=True)]
+        else:
+            operators.scale_(grads, torch.cat([factor] * 2) if sides == 2 else factor, saved.grad_scale * sides)
     none = [None] * saved.levels
     return grads[: saved.levels] if saved.has_x else none, grads[-saved.levels :] if saved.has_y else none
 
@@ -163,22 +183,24 @@ class _Sums(torch.autograd.Function):
     takes longer than a small pyramid."""
 
     @staticmethod
-    def forward(ctx, operators, arguments, *tensors):
+    def forward(ctx, operators, arguments, total, *tensors):
         levels, grad_scale = len(tensors) // 2, arguments[4]
         with _below_autograd():
             values, grads_x, grads_y = operators.ssim_sums(list(tensors[:levels]), list(tensors[levels:]), *arguments)
+            if total:  # here, where it is no node of its own in the graph
+                values = _total(values)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*grads_x, *grads_y)
-        ctx.operators, ctx.saved = operators, _Saved(levels, bool(grads_x), bool(grads_y), grad_scale)
+        ctx.operators, ctx.saved = operators, _Saved(levels, bool(grads_x), bool(grads_y), grad_scale, total)
         return values
 
     @staticmethod
     def backward(ctx, grad_values):
         _refuse_double_backward()
         if grad_values is None:
-            return None, None, *[None] * (2 * ctx.saved.levels)
+            return None, None, None, *[None] * (2 * ctx.saved.levels)
         grads_x, grads_y = _scaled(ctx.operators, ctx.saved, list(ctx.saved_tensors), grad_values)
-        return None, None, *grads_x, *grads_y
+        return None, None, None, *grads_x, *grads_y
 
 
 def _sums_setup_context(ctx, inputs, output):

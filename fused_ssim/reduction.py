@@ -86,7 +86,9 @@ def reduce_levels(
         pixels.append(
             Pixel(factor * pixel.offset / map_count, factor * pixel.slope / map_count, factor * pixel.l1 / l1_count)
         )
-    differentiable_weight = any(weight is not None and weight.requires_grad for _, _, weight in levels)
+    # The weights' sum comes after that of the pixels, and before that of the levels.
+    divided = weighted and reduction != "sum"
+    differentiable_weight = weighted and any(weight is not None and weight.requires_grad for _, _, weight in levels)
     if backend == "reference" or differentiable_weight:
         if normalize is not None:
             levels = [
@@ -100,8 +102,11 @@ def reduce_levels(
             ]
         )
     else:
-        values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample, backend)  # [L], [L, N]
-    if weighted and reduction != "sum":
+        total = not divided and reduction != "level"
+        values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample, total, backend)
+        if total:
+            return values
+    if divided:
         axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
         totals = torch.stack([weight.sum(axes) for _, _, weight in levels if weight is not None]).to(values.dtype)
         values = torch.where(totals == 0, torch.zeros_like(values), values / torch.where(totals == 0, 1.0, totals))

@@ -98,12 +98,17 @@ struct BandAccess {
   SSIM_INLINE void read(const BandTensor<T>* const (&tensor)[tensors], int64_t row, int64_t height, int64_t column,
                         int64_t count, const Put& put) const {
     static_assert(tensors <= 2);
+    const bool inside = bands.lowest + row >= 0 && bands.highest + row < height;
     const T* from[tensors][lanes];
-    for (int i = 0; i < lanes; ++i) {
-      int64_t at = row, in_plane = bands.band[i].row0 + row;
-      if (in_plane < 0 || in_plane >= height) at = (in_plane < 0 ? 0 : height - 1) - bands.band[i].row0;
-      for (int t = 0; t < tensors; ++t) {
-        const View& view = *tensor[t]->view;
+    for (int t = 0; t < tensors; ++t) {
+      const View& view = *tensor[t]->view;
+      if (inside && tensor[t]->in_place) {  // nearly always, and not even a product for each lane
+        const T* const data = static_cast<const T*>(view.data) + row * view.stride_h + column * view.stride_w;
+        for (int i = 0; i < lanes; ++i) from[t][i] = data + tensor[t]->start[i];
+        continue;
+      }
+      for (int i = 0; i < lanes; ++i) {
+        const int64_t row0 = bands.band[i].row0, at = larger(0, smaller(row0 + row, height - 1)) - row0;
         const int64_t offset = tensor[t]->start[i] + at * view.stride_h + column * view.stride_w;
         if (tensor[t]->in_place) {
           from[t][i] = static_cast<const T*>(view.data) + offset;

@@ -23,42 +23,62 @@ inline int64_t mirrored(int64_t position, int64_t length) {  // reflect_index of
   return position < length ? position : period - position;
 }
 
+// `columns` pixels at each of the lanes' pointers, as vectors of all lanes: those of 16 bytes, or of twice as many.
+template <class T, int columns>
+SSIM_INLINE void gather_columns(const T* const* from, int64_t j, typename Simd<T>::V (&v)[columns]) {
+  constexpr int lanes = kLanes<T>, sixteen = kSixteen<T>;
+  const T* at[lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) at[i] = from[i] + j;
+  if constexpr (columns == sixteen) {
+#pragma GCC unroll 4
+    for (int i = 0; i < columns; ++i) v[i] = join<T, columns>(at + i);
+    transpose_sixteen<T, columns>(v);
+  } else {
+    constexpr auto all = std::make_integer_sequence<int, lanes>();
+    static_assert(columns == 2 * sixteen && lanes == 4 * sixteen);
+#pragma GCC unroll 8
+    for (int i = 0; i < columns; ++i) v[i] = join_halves(at[i / sixteen * columns + i % sixteen], at[i / sixteen * columns + i % sixteen + sixteen]);
+    transpose_sixteen<T, columns>(v);
+#pragma GCC unroll 4
+    for (int i = 0; i < sixteen; ++i) {
+      const auto a = v[i], b = v[i + sixteen];
+      v[i] = every_other<T, false>(a, b, all), v[i + sixteen] = every_other<T, true>(a, b, all);
+    }
+  }
+}
+
 // Turns `count` pixels at each of the lanes' pointers, of every tensor, into as many vectors, and calls put(column,
 // vectors) for each column, of some twice.
 template <class T, int tensors, class Put>
 SSIM_INLINE void gather(const T* (*from)[kLanes<T>], int64_t count, const Put& put) {
-  constexpr int lanes = kLanes<T>, columns = kSixteen<T>;
-  const auto block = [&](int64_t j, int64_t wanted) __attribute__((always_inline)) {
-    typename Simd<T>::V v[tensors][columns];
+  constexpr int lanes = kLanes<T>, few = kSixteen<T>, many = SSIM_VECTOR_BYTES == 64 ? 2 * few : few;
+  const auto block = [&](auto columns, int64_t j, int64_t wanted) __attribute__((always_inline)) {
+    typename Simd<T>::V v[tensors][columns()];
 #pragma GCC unroll 2
-    for (int t = 0; t < tensors; ++t) {
-      const T* at[lanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) at[i] = from[t][i] + j;
-#pragma GCC unroll 4
-      for (int i = 0; i < columns; ++i) v[t][i] = join<T, columns>(at + i);
-      transpose_sixteen<T, columns>(v[t]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < columns; ++i) {
+    for (int t = 0; t < tensors; ++t) gather_columns<T, columns()>(from[t], j, v[t]);
+#pragma GCC unroll 8
+    for (int i = 0; i < columns(); ++i) {
       if (i == wanted) break;
       typename Simd<T>::V column[tensors];
       for (int t = 0; t < tensors; ++t) column[t] = v[t][i];
       put(j + i, column);
     }
   };
-  T few[tensors][lanes][columns] = {};
-  if (count < columns) {
+  using Few = std::integral_constant<int, few>;
+  using Many = std::integral_constant<int, many>;
+  if (count < few) {
+    T copy[tensors][lanes][few] = {};
     for (int t = 0; t < tensors; ++t)
       for (int i = 0; i < lanes; ++i) {
-        for (int64_t j = 0; j < count; ++j) few[t][i][j] = from[t][i][j];
-        from[t][i] = few[t][i];
+        for (int64_t j = 0; j < count; ++j) copy[t][i][j] = from[t][i][j];
+        from[t][i] = copy[t][i];
       }
-    return block(0, count);
+    return block(Few(), 0, count);
   }
   int64_t j = 0;
-  for (; j + columns <= count; j += columns) block(j, columns);
-  if (j < count) block(count - columns, columns);
+  for (; j + many <= count; j += many) block(Many(), j, many);
+  for (; j < count; j += few) block(Few(), smaller(j, count - few), few);
 }
 
 // The way back, from `count` vectors, `stride` vectors apart.

@@ -130,6 +130,16 @@ SSIM_INLINE typename Simd<T>::V join(const T* const* p) {
 #endif
 }
 
+#if SSIM_VECTOR_BYTES == 64
+// A vector of 32 bytes from each of two pointers.
+SSIM_INLINE Simd<float>::V join_halves(const float* low, const float* high) {
+  return (Simd<float>::V)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1);
+}
+SSIM_INLINE Simd<double>::V join_halves(const double* low, const double* high) {
+  return (Simd<double>::V)_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(low)), _mm256_loadu_pd(high), 1);
+}
+#endif
+
 // Lanes in 16 bytes.
 template <class T>
 constexpr int kSixteen = 16 / sizeof(T);

@@ -1,8 +1,11 @@
 """torch.library: schemas, fake tensors, torch.compile, autocast."""
 
+from functools import partial
+
 import pytest
 import torch
 from judge import assert_close, gradients, pair, tolerance
+from torch._dynamo import compiled_autograd
 from torch.library import opcheck
 
 import fused_ssim
@@ -77,6 +80,23 @@ def test_compiles_whole_forward_and_backward(kernel_once, name):
         for got, want in zip(gradients(compiled, x, y), gradients(step, x, y), strict=True):
             assert_close(got, want, LIMIT.gradient, name)
     assert counter.frame_count == 1, "the second call of the same shape compiled again"
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("name", CALLS)
+def test_compiled_autograd_traces_the_whole_backward(kernel_once, name):
+    """The forward pass runs eagerly, and its backward is compiled."""
+
+    def step(x, y):
+        return CALLS[name](x, y, kernel_once.name) * 3
+
+    x, y = (t.to(kernel_once.device).requires_grad_() for t in pair(SHAPE))
+    _, *want = gradients(step, x, y)
+    value = step(x, y).sum()
+    with compiled_autograd._enable(partial(torch.compile, backend="aot_eager", fullgraph=True)):
+        value.backward()
+    for got, expected in zip((x.grad, y.grad), want, strict=True):
+        assert_close(got, expected, LIMIT.gradient, name)
 
 
 @pytest.mark.usefixtures("fresh_compiler")
