@@ -53,12 +53,13 @@ SSIM_INLINE void gather_columns(const T* const* from, int64_t j, typename Simd<T
 template <class T, int tensors, class Put>
 SSIM_INLINE void gather(const T* (*from)[kLanes<T>], int64_t count, const Put& put) {
   constexpr int lanes = kLanes<T>, few = kSixteen<T>, many = SSIM_VECTOR_BYTES == 64 ? 2 * few : few;
-  const auto block = [&](auto columns, int64_t j, int64_t wanted) __attribute__((always_inline)) {
-    typename Simd<T>::V v[tensors][columns()];
+  const auto block = [&](auto number, int64_t j, int64_t wanted) __attribute__((always_inline)) {
+    constexpr int columns = decltype(number)::value;
+    typename Simd<T>::V v[tensors][columns];
 #pragma GCC unroll 2
-    for (int t = 0; t < tensors; ++t) gather_columns<T, columns()>(from[t], j, v[t]);
+    for (int t = 0; t < tensors; ++t) gather_columns<T, columns>(from[t], j, v[t]);
 #pragma GCC unroll 8
-    for (int i = 0; i < columns(); ++i) {
+    for (int i = 0; i < columns; ++i) {
       if (i == wanted) break;
       typename Simd<T>::V column[tensors];
       for (int t = 0; t < tensors; ++t) column[t] = v[t][i];
