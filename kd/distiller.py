@@ -141,13 +141,16 @@ class Distiller(nn.Module):
             mask: tuple[list[Tensor], ...] = ()
             if self.mask_padding:
                 mask = (valid_cells(sizes, ours, [self.level_strides[level] for level in self.level_map]),)
-            losses = self.feature_loss(ours, theirs, *mask)
-            self.level_losses = dict(zip(self.level_map, losses.detach().unbind(), strict=True))
+            if self.feature_loss.takes_weight:
+                losses = self.feature_loss(ours, theirs, *mask, weight=self.weight)
+            else:
+                losses = self.weight * self.feature_loss(ours, theirs, *mask)
+            self.level_losses = dict(zip(self.level_map, (losses.detach() / self.weight).unbind(), strict=True))
             self.level_components = {}
             if self.log_components and hasattr(self.feature_loss, "components"):
                 components = self.feature_loss.components(ours, theirs, *mask)
                 self.level_components = dict(zip(self.level_map, components.unbind(), strict=True))
-            return self.weight * losses.sum()
+            return losses.sum()
 
     def train(self, mode: bool = True) -> Distiller:
         """As for any module, but the teacher stays in evaluation mode."""

@@ -17,6 +17,10 @@ class FeatureLoss(nn.Module):
     takes_mask = False
     """Whether :meth:`level` (or :meth:`forward`) takes the valid cells, which ``mask_padding`` needs."""
 
+    takes_weight = False
+    """Whether :meth:`forward` takes ``weight``, a factor of all losses, for which its gradient need not be multiplied
+    once it is there."""
+
     def level(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Loss of one level, a scalar; ``student`` and ``teacher`` are [N, C, H, W] of one shape.
 

@@ -31,7 +31,7 @@ class SSIMFeatureLoss(FeatureLoss):
         backend: forces an SSIM backend; see ``fused_ssim``.
     """
 
-    takes_mask = True
+    takes_mask = takes_weight = True
 
     def __init__(
         self,
@@ -64,13 +64,18 @@ class SSIMFeatureLoss(FeatureLoss):
         make_options(data_range, window_size, sigma, k1, k2, tuple(exponents), padding)
 
     def forward(
-        self, students: Sequence[Tensor], teachers: Sequence[Tensor], valid: Sequence[Tensor] | None = None
+        self,
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        valid: Sequence[Tensor] | None = None,
+        weight: float = 1.0,
     ) -> Tensor:
         return fused_ssim.pyramid_ssim_loss(
             list(students),
             list(teachers),
             normalize=self.normalize,
             detach_range=self.detach_range,
+            level_weights=[weight] * len(students),
             reduction="level",
             weight=valid,
             **self.ssim_options,

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from plain_ssim import rescaled, ssim_of_maps
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
@@ -144,6 +145,31 @@ def test_one_transform_and_no_teacher_heads(pair, batch, monkeypatch):
     losses = model(*batch)
     assert calls == ["student", "teacher body"] and graph == [(False, False)]
     assert losses["loss_distill"].requires_grad
+
+
+class Factors(TorchDispatchMode):
+    """Keeps the upstream factors of the saved gradients, divided as they will be."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.fused_ssim.scale_.default:
+            self.seen += (args[1] / torch.tensor(args[2])).tolist()
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_weight_costs_no_pass_over_the_gradients(pair, batch):
+    """It is in them: where their upstream factor is one, the kernels leave them as they are."""
+    model = kd.distill(*pair, weight=3.0).train()
+    losses = model(*batch)
+    with Factors() as factors:
+        sum(losses.values()).backward()
+    assert set(factors.seen) <= {1.0}
+    with Factors() as factors:
+        (2 * model(*batch)["loss_distill"]).backward()
+    assert factors.seen == [2.0] * len(model.level_map)
 
 
 def test_loss_runs_in_float32_under_autocast(pair, batch):
