@@ -295,14 +295,20 @@ class UnitKernel {
     }
   }
 
-  // For the columns at an end of their rows, of [begin, end): mirror.h. Column 0 is at `slot0`.
+  // Calls change(c) for the columns at an end of their rows, of [begin, end): mirror.h.
+  template <class Change>
+  void for_ends(int64_t begin, int64_t end, const Change& change) const {
+    for (const int64_t c : {-origin_, level_.w - 1 - origin_})
+      if (c >= begin && c < end && level_.w > 1) change(c);
+  }
+
+  // Column 0 is at `slot0`.
   template <int count>
   void double_filtered(int64_t begin, int64_t end, int64_t slot0) const {
-    for (const int64_t c : {-origin_, level_.w - 1 - origin_}) {
-      if (c < begin || c >= end || level_.w == 1) continue;
+    for_ends(begin, end, [&](int64_t c) {
       T* const to = filtered<count>(slot0 + c, 0);
       for (int k = 0; k < kRows * count; ++k) store(to + k * lanes, load(to + k * lanes) * T(2));
-    }
+    });
   }
 
   // Columns [begin, end) outside of the map, as far as filters reach.
@@ -482,13 +488,12 @@ class UnitKernel {
     }
   }
 
-  // Halves a row's own columns at the ends of their rows.
+  // Those of a row's own columns.
   void halve_ends(T* own) const {
-    for (const int64_t c : {-origin_, level_.w - 1 - origin_}) {
-      if (c < own0_ || c >= own1_ || level_.w == 1) continue;
+    for_ends(own0_, own1_, [&](int64_t c) {
       T* const to = own + (c - own0_) * pixel;
       store(to, load(to) * T(0.5));
-    }
+    });
   }
 
   // `n` of them, with all that a gradient may have besides; c is the first one's column. What comes from "reflect" is
