@@ -89,7 +89,8 @@ def ssim_sums(
 
 
 def _total(values: Tensor) -> Tensor:
-    return values.squeeze(0) if len(values) == 1 else values.sum(0)
+    # In place: autograd lets nobody write to a view that was made inside a function of its own (`loss += other`).
+    return values.squeeze_(0) if len(values) == 1 else values.sum(0)
 
 
 def _value_dtype(x: Tensor) -> torch.dtype:

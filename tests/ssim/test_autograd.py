@@ -121,6 +121,18 @@ def test_a_graph_used_by_two_losses(backend):
     assert_close(got, one * (1 + 2 * value.item()), LIMIT.gradient, "gradient")
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sample", "none"])
+def test_a_result_may_be_changed_in_place(backend, reduction):
+    """``loss += other``, as training loops write it."""
+    x, y = inputs(backend.device)
+    (want,) = torch.autograd.grad(fused_ssim.ssim(x, y, reduction=reduction, backend=backend.name).sum(), x)
+    value = fused_ssim.ssim(x, y, reduction=reduction, backend=backend.name)
+    value += 1
+    value *= 2
+    (got,) = torch.autograd.grad(value.sum(), x)
+    assert_close(got, 2 * want, LIMIT.gradient, "gradient")
+
+
 @pytest.mark.parametrize("upstream", [2.5, -1.0, 0.0, 65536.0])
 def test_scalar_upstream(backend, upstream):
     x, y = inputs(backend.device)
