@@ -247,6 +247,6 @@ def _level_factors(level_weights: Sequence[float] | None, count: int) -> list[fl
         raise TypeError(f"level_weights must be a sequence of numbers, got {level_weights!r}") from None
     if len(factors) != count:
         raise ValueError(f"level_weights must hold one number for each of the {count} levels, got {len(factors)}")
-    if not all(math.isfinite(factor) for factor in factors):
+    if not all(abs(factor) < math.inf for factor in factors):
         raise ValueError(f"level_weights must be finite numbers, got {factors}")
     return factors

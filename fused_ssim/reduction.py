@@ -75,19 +75,20 @@ def reduce_levels(
     """The reduction over all levels in one operator call (or through maps where no kernel serves)."""
     per_sample = reduction == "sample"
     weighted = levels[0][2] is not None
-    pixels = []
+    # What divides a mean comes after the pixels' sum, and before that of the levels, where it is no constant: the
+    # weights' sum, which only the device knows, and the size in a compiled program, which else served that size alone.
+    divided = reduction != "sum" and (weighted or torch.compiler.is_compiling())
+    pixels, counts = [], []
     for factor, (x, _, _) in zip(factors, levels, strict=True):
         n, c, h, w = x.shape
         margin = options.window_size - 1 if options.padding == "valid" else 0
         planes = c if per_sample else n * c
-        # A weighted mean divides by the sum of the weights, which only the device knows: below.
-        map_count = 1 if reduction == "sum" or weighted else planes * (h - margin) * (w - margin)
-        l1_count = map_count if margin == 0 or reduction == "sum" else planes * h * w
+        counts.append(planes * (h - margin) * (w - margin))
+        map_count = 1 if reduction == "sum" or divided else counts[-1]
+        l1_count = map_count if margin == 0 or reduction == "sum" else map_count / counts[-1] * planes * h * w
         pixels.append(
             Pixel(factor * pixel.offset / map_count, factor * pixel.slope / map_count, factor * pixel.l1 / l1_count)
         )
-    # The weights' sum comes after that of the pixels, and before that of the levels.
-    divided = weighted and reduction != "sum"
     differentiable_weight = weighted and any(weight is not None and weight.requires_grad for _, _, weight in levels)
     if backend == "reference" or differentiable_weight:
         if normalize is not None:
@@ -106,7 +107,9 @@ def reduce_levels(
         values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample, total, backend)
         if total:
             return values
-    if divided:
+    if divided and not weighted:
+        values = torch.stack([value / count for value, count in zip(values, counts, strict=True)])
+    elif divided:
         axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
         totals = torch.stack([weight.sum(axes) for _, _, weight in levels if weight is not None]).to(values.dtype)
         values = torch.where(totals == 0, torch.zeros_like(values), values / torch.where(totals == 0, 1.0, totals))
