@@ -159,9 +159,14 @@ def _changes_nothing(factor: Tensor, saved: _Saved) -> bool:
     return one and saved.grad_scale == [factor.item()] * saved.levels
 
 
+def _is_batched(factor: Tensor) -> bool:
+    """Whether autograd computes several gradients at once: inside of vmap, or with is_grads_batched."""
+    return torch._C._functorch.is_batchedtensor(factor) or torch._C._functorch.is_legacy_batchedtensor(factor)
+
+
 def _scaled(operators: Any, saved: _Saved, grads: list[Tensor], factor: Tensor) -> tuple[list, list]:
     """The saved gradients of the xs, and of the ys, times the upstream factor of each level (and sample)."""
-    traced = torch.compiler.is_compiling() or any(type(grad) is not Tensor for grad in grads)
+    traced = torch.compiler.is_compiling() or _is_batched(factor) or any(type(grad) is not Tensor for grad in grads)
     if not traced:
         # A new alias of each saved gradient, so that autograd can adopt it as .grad instead of copying it.
         grads = [grad.clone() if _keeps_graph() else grad.detach() for grad in grads]
@@ -169,7 +174,7 @@ def _scaled(operators: Any, saved: _Saved, grads: list[Tensor], factor: Tensor) 
         if saved.total:
             factor = factor.unsqueeze(0).expand(saved.levels, *factor.shape)
         sides = int(saved.has_x) + int(saved.has_y)
-        if traced:  # let the compiler fuse the product
+        if traced:  # in operators that a compiler fuses, and that vmap knows
             shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
             factors = [factor[i].reshape(shape) / scale for i, scale in enumerate(saved.grad_scale)] * sides
             grads = [(grad * by).to(grad.dtype) for grad, by in zip(grads, factors, strict=True)]

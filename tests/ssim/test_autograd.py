@@ -133,6 +133,25 @@ def test_a_result_may_be_changed_in_place(backend, reduction):
     assert_close(got, 2 * want, LIMIT.gradient, "gradient")
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sample", "level", "none"])
+def test_several_upstream_gradients_at_once(backend, reduction):
+    """``is_grads_batched``, as ``torch.autograd.functional.jacobian(..., vectorize=True)`` calls it."""
+    x, y = inputs(backend.device, True)
+    if reduction == "level":
+        value = fused_ssim.pyramid_ssim_loss([x, x[..., :9]], [y, y[..., :9]], reduction="level", backend=backend.name)
+    else:
+        value = fused_ssim.ssim(x, y, reduction=reduction, backend=backend.name)
+    upstream = torch.rand(3, *value.shape, device=backend.device)
+
+    def gradient(upstream, **options):
+        return torch.autograd.grad(value, (x, y), upstream, retain_graph=True, **options)
+
+    for got in (gradient(upstream, is_grads_batched=True), torch.vmap(gradient)(upstream)):
+        for i in range(3):
+            for g, w in zip(got, gradient(upstream[i]), strict=True):
+                assert_close(g[i], w, LIMIT.gradient, "gradient")
+
+
 @pytest.mark.parametrize("upstream", [2.5, -1.0, 0.0, 65536.0])
 def test_scalar_upstream(backend, upstream):
     x, y = inputs(backend.device)
