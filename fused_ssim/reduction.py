@@ -103,10 +103,15 @@ def reduce_levels(
             ]
         )
     else:
-        total = not divided and reduction != "level"
+        scales = None
+        if weighted and levels[0][0].dtype == torch.float16:
+            levels, scales = _with_weights_up_to_one(levels, per_sample)
+        total = not divided and scales is None and reduction != "level"
         values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample, total, backend)
         if total:
             return values
+        if scales is not None and not divided:  # the sum of the weights has the same scale
+            values = values * scales.flatten()
     if divided and not weighted:
         values = torch.stack([value / count for value, count in zip(values, counts, strict=True)])
     elif divided:
@@ -116,6 +121,23 @@ def reduce_levels(
     if reduction == "level":
         return values
     return values.squeeze(0) if len(levels) == 1 else values.sum(0)
+
+
+def _with_weights_up_to_one(levels: list[Level], per_sample: bool) -> tuple[list[Level], Tensor]:
+    """The levels, and what was taken out of their weights, (L, 1 or N, 1, 1, 1).
+
+    What is saved for backward holds the weights, and float16 neither what is far below 1 nor what is far above.
+    """
+    scaled: list[Level] = []
+    scales = []
+    for x, y, weight in levels:
+        assert weight is not None
+        compact = weight[tuple(slice(1 if stride == 0 else None) for stride in weight.stride())]
+        scale = compact.abs().amax((1, 2, 3) if per_sample else (0, 1, 2, 3), keepdim=True)
+        scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+        scaled.append((x, y, (compact / scale).expand(weight.shape)))
+        scales.append(scale)
+    return scaled, torch.stack(scales)
 
 
 def _sum_of_map(
