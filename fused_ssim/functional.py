@@ -41,7 +41,7 @@ def ssim(
         k1, k2: stabilisers, C1 = (k1 L)^2 and C2 = (k2 L)^2, C3 = C2 / 2; > 0.
         exponents: (alpha, beta, gamma) >= 0 of luminance, contrast and structure. Except for the exponents 0 and 1 a
             component below 1e-4 counts as 1e-4, with zero gradient (where beta == gamma: the product of contrast and
-            structure), so a negative structure under a fractional power is no NaN.
+            structure), so a negative structure under a fractional power is no NaN. Within 1e-7 of 1 is 1.
         padding: "same" (zeros around), "reflect" (mirrored, edge not repeated, folded again where a side is shorter
             than the window) or "valid" (only whole windows: the map is smaller by window_size - 1).
         reduction: "mean" or "sum" (scalar), "sample" (mean of each sample, shape (N,)), "none" (the map).

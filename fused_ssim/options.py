@@ -59,7 +59,8 @@ def make_options(
             raise TypeError(f"exponents must be three numbers >= 0, got {exponents!r}")
         if not 0 <= exponent < math.inf:
             raise ValueError(f"exponents must be finite numbers >= 0, got {exponents!r}")
-    alpha, beta, gamma = (float(e) for e in exponents)
+    # float32 does not tell such a one from 1, for which there is no floor: so no backend does.
+    alpha, beta, gamma = (1.0 if abs(e - 1.0) < 1e-7 else float(e) for e in exponents)
     return SSIMOptions(
         _positive("data_range", data_range),
         window_size,
