@@ -190,7 +190,7 @@ def pyramid_ssim_loss(
     options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
     if isinstance(xs, Tensor) or isinstance(ys, Tensor):
         raise TypeError("xs and ys must be sequences of tensors, one per FPN level, got a single tensor")
-    for name, given in (("xs", xs), ("ys", ys)):
+    for name, given in (("xs", xs), ("ys", ys), ("weight", () if weight is None else weight)):
         if not isinstance(given, Iterable):
             raise TypeError(f"{name} must be a sequence of tensors, one per FPN level, got {type(given).__name__}")
     xs, ys = list(xs), list(ys)

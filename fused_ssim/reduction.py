@@ -32,11 +32,13 @@ def single(
     reduction: str,
     weight: Tensor | None,
     backend: str | None,
+    x_name: str = "x",
+    y_name: str = "y",
 ) -> Tensor:
     """The map of one pair, or its reduction, after the checks of its arguments."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    level = check_inputs(x, y, weight, options)
+    level = check_inputs(x, y, weight, options, x_name, y_name)
     backend = dispatch.choose(backend, level[0], options)
     if reduction != "none":
         return reduce_levels([level], options, pixel, [1.0], reduction, None, True, backend)
