@@ -75,7 +75,13 @@ def ssim_sums(
         # The gradient of a mean underflows in float16, so that of a sum is saved, and the upstream factor divided.
         grad_scale = [1.0 / max(abs(s), abs(a), 1e-30) for s, a in zip(slope, l1, strict=True)]
     enabled = torch.is_grad_enabled()
-    grad_x, grad_y = enabled and any(x.requires_grad for x in xs), enabled and any(y.requires_grad for y in ys)
+    needs_x, needs_y = {x.requires_grad for x in xs}, {y.requires_grad for y in ys}
+    grad_x, grad_y = enabled and True in needs_x, enabled and True in needs_y
+    if enabled and len(needs_x) + len(needs_y) > 2:
+        # The operator computes the gradient of a side for all levels or for none.
+        alike = (normalize, detach_range, per_sample, False, backend)
+        parts = [ssim_sums([level], options, [pixel], *alike) for level, pixel in zip(levels, pixels, strict=True)]
+        return torch.cat(parts).sum(0) if total else torch.cat(parts)
     compiling = torch.compiler.is_compiling()
     definition = _definition(options) if compiling else _kept_definition(options)
     rest = (normalize or "", detach_range, per_sample, grad_x, grad_y)

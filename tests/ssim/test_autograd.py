@@ -62,6 +62,24 @@ def test_no_gradient_for_a_teacher(kernel_once):
     assert len(allocated) == 1
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sample", "level"])
+def test_no_gradient_for_a_level_that_needs_none(kernel_once, reduction):
+    x, y = inputs(kernel_once.device)
+    frozen = x.detach()[..., :9]
+
+    def loss(first, second):
+        sides = [first, second], [y, y[..., :9]]
+        return fused_ssim.pyramid_ssim_loss(*sides, reduction=reduction, backend=kernel_once.name)
+
+    value, saved = saved_by(lambda: loss(x, frozen))
+    assert [t.shape for t in saved] == [x.shape]
+    whole = loss(x, frozen.clone().requires_grad_())
+    assert_close(value, whole, LIMIT.value, "value")
+    upstream = torch.ones_like(value)
+    want = torch.autograd.grad(whole, x, upstream)
+    assert_close(torch.autograd.grad(value, x, upstream)[0], want[0], LIMIT.gradient, "gradient")
+
+
 FUNCTIONS = {
     "sum": lambda x, y, w, **k: fused_ssim.ssim(x, y, weight=w, **k),
     "map": lambda x, y, w, **k: fused_ssim.ssim(x, y, reduction="none", padding="valid", **k),
