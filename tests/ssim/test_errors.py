@@ -168,3 +168,18 @@ def test_the_operator_itself_refuses_what_would_crash(kernel_once, name):
     definition = fused_ssim.ops._definition(fused_ssim.options.SSIMOptions())
     with pytest.raises(RuntimeError, match=r"fused_ssim|Dimension out of range"):
         fused_ssim.ops._operators(kernel_once.name).ssim_map(*CALLS[name](list(definition)))
+
+
+GRAD = torch.ones(2, 3, 4, 5)
+SCALES = {
+    "samples": ([GRAD], torch.ones(1, 1), [2.0]),
+    "dtype": ([GRAD.int()], torch.ones(1), [2.0]),
+    "empty": ([GRAD[..., :0]], torch.ones(1), [2.0]),
+}
+
+
+@pytest.mark.skipif(fused_ssim.native._C is None, reason="the compiled part is missing")
+@pytest.mark.parametrize("name", SCALES)
+def test_scaling_refuses_what_would_crash(name):
+    with pytest.raises(RuntimeError, match="fused_ssim"):
+        torch.ops.fused_ssim.scale_(*SCALES[name])
