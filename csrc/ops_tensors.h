@@ -159,6 +159,11 @@ inline void check_scale(const Tensors& grads, const Tensor& factor, const Double
   STD_TORCH_CHECK(factor.dim() >= 1 && factor.dim() <= 2 && factor.size(0) == static_cast<int64_t>(grads.size()) &&
                       divisor.size() == grads.size(),
                   "fused_ssim: factor and divisor must have one entry for each gradient");
+  for (const Tensor& grad : grads) {
+    view_of(grad);  // of four axes and a known dtype
+    STD_TORCH_CHECK(grad.numel() > 0 && (factor.dim() == 1 || factor.size(1) == grad.size(0)),
+                    "fused_ssim: gradients must not be empty, and factor have one column for each sample");
+  }
 }
 
 }  // namespace ssim::ops

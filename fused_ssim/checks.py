@@ -26,6 +26,8 @@ def check_inputs(
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
         if value.dtype not in DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got one of layout {value.layout}")
         if value.dim() not in (3, 4):
             raise ValueError(f"{name} must have shape (N, C, H, W) or (C, H, W), got {tuple(value.shape)}")
     if x.shape != y.shape:
@@ -35,7 +37,8 @@ def check_inputs(
     if x.numel() == 0:
         raise ValueError(f"{x_name} and {y_name} must not be empty, got shape {tuple(x.shape)}")
     if x.dtype != y.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             raise TypeError(f"{x_name} and {y_name} must have the same dtype, got {x.dtype} and {y.dtype}")
         x, y = x.float(), y.float()
     if x.dim() == 3:
@@ -53,6 +56,8 @@ def check_inputs(
             raise TypeError(f"{weight_name} must be a torch.Tensor or None, got {type(weight).__name__}")
         if not (weight.dtype.is_floating_point or weight.dtype in (torch.bool, torch.uint8)):
             raise TypeError(f"{weight_name} must be floating point, bool or uint8, got {weight.dtype}")
+        if weight.layout != torch.strided:
+            raise TypeError(f"{weight_name} must be a dense tensor, got one of layout {weight.layout}")
         if weight.device != x.device:
             raise ValueError(f"{weight_name} must be on the device of {x_name}, {x.device}, got {weight.device}")
         try:

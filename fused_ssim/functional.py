@@ -41,7 +41,7 @@ def ssim(
         k1, k2: stabilisers, C1 = (k1 L)^2 and C2 = (k2 L)^2, C3 = C2 / 2; > 0.
         exponents: (alpha, beta, gamma) >= 0 of luminance, contrast and structure. Except for the exponents 0 and 1 a
             component below 1e-4 counts as 1e-4, with zero gradient (where beta == gamma: the product of contrast and
-            structure), so a negative structure under a fractional power is no NaN.
+            structure), so a negative structure under a fractional power is no NaN. Within 1e-7 of 1 is 1.
         padding: "same" (zeros around), "reflect" (mirrored, edge not repeated, folded again where a side is shorter
             than the window) or "valid" (only whole windows: the map is smaller by window_size - 1).
         reduction: "mean" or "sum" (scalar), "sample" (mean of each sample, shape (N,)), "none" (the map).
@@ -190,7 +190,7 @@ def pyramid_ssim_loss(
     options = make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
     if isinstance(xs, Tensor) or isinstance(ys, Tensor):
         raise TypeError("xs and ys must be sequences of tensors, one per FPN level, got a single tensor")
-    for name, given in (("xs", xs), ("ys", ys)):
+    for name, given in (("xs", xs), ("ys", ys), ("weight", () if weight is None else weight)):
         if not isinstance(given, Iterable):
             raise TypeError(f"{name} must be a sequence of tensors, one per FPN level, got {type(given).__name__}")
     xs, ys = list(xs), list(ys)
@@ -247,6 +247,6 @@ def _level_factors(level_weights: Sequence[float] | None, count: int) -> list[fl
         raise TypeError(f"level_weights must be a sequence of numbers, got {level_weights!r}") from None
     if len(factors) != count:
         raise ValueError(f"level_weights must hold one number for each of the {count} levels, got {len(factors)}")
-    if not all(math.isfinite(factor) for factor in factors):
+    if not all(abs(factor) < math.inf for factor in factors):
         raise ValueError(f"level_weights must be finite numbers, got {factors}")
     return factors

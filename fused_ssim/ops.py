@@ -75,7 +75,13 @@ def ssim_sums(
         # The gradient of a mean underflows in float16, so that of a sum is saved, and the upstream factor divided.
         grad_scale = [1.0 / max(abs(s), abs(a), 1e-30) for s, a in zip(slope, l1, strict=True)]
     enabled = torch.is_grad_enabled()
-    grad_x, grad_y = enabled and any(x.requires_grad for x in xs), enabled and any(y.requires_grad for y in ys)
+    needs_x, needs_y = {x.requires_grad for x in xs}, {y.requires_grad for y in ys}
+    grad_x, grad_y = enabled and True in needs_x, enabled and True in needs_y
+    if enabled and len(needs_x) + len(needs_y) > 2:
+        # The operator computes the gradient of a side for all levels or for none.
+        alike = (normalize, detach_range, per_sample, False, backend)
+        parts = [ssim_sums([level], options, [pixel], *alike) for level, pixel in zip(levels, pixels, strict=True)]
+        return torch.cat(parts).sum(0) if total else torch.cat(parts)
     compiling = torch.compiler.is_compiling()
     definition = _definition(options) if compiling else _kept_definition(options)
     rest = (normalize or "", detach_range, per_sample, grad_x, grad_y)
@@ -89,7 +95,8 @@ def ssim_sums(
 
 
 def _total(values: Tensor) -> Tensor:
-    return values.squeeze(0) if len(values) == 1 else values.sum(0)
+    # In place: autograd lets nobody write to a view that was made inside a function of its own (`loss += other`).
+    return values.squeeze_(0) if len(values) == 1 else values.sum(0)
 
 
 def _value_dtype(x: Tensor) -> torch.dtype:
@@ -158,9 +165,14 @@ def _changes_nothing(factor: Tensor, saved: _Saved) -> bool:
     return one and saved.grad_scale == [factor.item()] * saved.levels
 
 
+def _is_batched(factor: Tensor) -> bool:
+    """Whether autograd computes several gradients at once: inside of vmap, or with is_grads_batched."""
+    return torch._C._functorch.is_batchedtensor(factor) or torch._C._functorch.is_legacy_batchedtensor(factor)
+
+
 def _scaled(operators: Any, saved: _Saved, grads: list[Tensor], factor: Tensor) -> tuple[list, list]:
     """The saved gradients of the xs, and of the ys, times the upstream factor of each level (and sample)."""
-    traced = torch.compiler.is_compiling() or any(type(grad) is not Tensor for grad in grads)
+    traced = torch.compiler.is_compiling() or _is_batched(factor) or any(type(grad) is not Tensor for grad in grads)
     if not traced:
         # A new alias of each saved gradient, so that autograd can adopt it as .grad instead of copying it.
         grads = [grad.clone() if _keeps_graph() else grad.detach() for grad in grads]
@@ -168,7 +180,7 @@ def _scaled(operators: Any, saved: _Saved, grads: list[Tensor], factor: Tensor) 
         if saved.total:
             factor = factor.unsqueeze(0).expand(saved.levels, *factor.shape)
         sides = int(saved.has_x) + int(saved.has_y)
-        if traced:  # let the compiler fuse the product
+        if traced:  # in operators that a compiler fuses, and that vmap knows
             shape = (-1, 1, 1, 1) if factor.dim() == 2 else ()
             factors = [factor[i].reshape(shape) / scale for i, scale in enumerate(saved.grad_scale)] * sides
             grads = [(grad * by).to(grad.dtype) for grad, by in zip(grads, factors, strict=True)]

@@ -31,7 +31,7 @@ class SSIMOptions(NamedTuple):
 def _positive(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number > 0, got {type(value).__name__}")
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
     return float(value)
 
@@ -57,9 +57,10 @@ def make_options(
     for exponent in exponents:
         if isinstance(exponent, bool) or not isinstance(exponent, (int, float)):
             raise TypeError(f"exponents must be three numbers >= 0, got {exponents!r}")
-        if not (exponent >= 0 and math.isfinite(exponent)):
+        if not 0 <= exponent < math.inf:
             raise ValueError(f"exponents must be finite numbers >= 0, got {exponents!r}")
-    alpha, beta, gamma = (float(e) for e in exponents)
+    # float32 does not tell such a one from 1, for which there is no floor: so no backend does.
+    alpha, beta, gamma = (1.0 if abs(e - 1.0) < 1e-7 else float(e) for e in exponents)
     return SSIMOptions(
         _positive("data_range", data_range),
         window_size,

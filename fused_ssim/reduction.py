@@ -32,11 +32,13 @@ def single(
     reduction: str,
     weight: Tensor | None,
     backend: str | None,
+    x_name: str = "x",
+    y_name: str = "y",
 ) -> Tensor:
     """The map of one pair, or its reduction, after the checks of its arguments."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    level = check_inputs(x, y, weight, options)
+    level = check_inputs(x, y, weight, options, x_name, y_name)
     backend = dispatch.choose(backend, level[0], options)
     if reduction != "none":
         return reduce_levels([level], options, pixel, [1.0], reduction, None, True, backend)
@@ -75,19 +77,20 @@ def reduce_levels(
     """The reduction over all levels in one operator call (or through maps where no kernel serves)."""
     per_sample = reduction == "sample"
     weighted = levels[0][2] is not None
-    pixels = []
+    # What divides a mean comes after the pixels' sum, and before that of the levels, where it is no constant: the
+    # weights' sum, which only the device knows, and the size in a compiled program, which else served that size alone.
+    divided = reduction != "sum" and (weighted or torch.compiler.is_compiling())
+    pixels, counts = [], []
     for factor, (x, _, _) in zip(factors, levels, strict=True):
         n, c, h, w = x.shape
         margin = options.window_size - 1 if options.padding == "valid" else 0
         planes = c if per_sample else n * c
-        # A weighted mean divides by the sum of the weights, which only the device knows: below.
-        map_count = 1 if reduction == "sum" or weighted else planes * (h - margin) * (w - margin)
-        l1_count = map_count if margin == 0 or reduction == "sum" else planes * h * w
+        counts.append(planes * (h - margin) * (w - margin))
+        map_count = 1 if reduction == "sum" or divided else counts[-1]
+        l1_count = map_count if margin == 0 or reduction == "sum" else map_count / counts[-1] * planes * h * w
         pixels.append(
             Pixel(factor * pixel.offset / map_count, factor * pixel.slope / map_count, factor * pixel.l1 / l1_count)
         )
-    # The weights' sum comes after that of the pixels, and before that of the levels.
-    divided = weighted and reduction != "sum"
     differentiable_weight = weighted and any(weight is not None and weight.requires_grad for _, _, weight in levels)
     if backend == "reference" or differentiable_weight:
         if normalize is not None:
@@ -102,17 +105,41 @@ def reduce_levels(
             ]
         )
     else:
-        total = not divided and reduction != "level"
+        scales = None
+        if weighted and levels[0][0].dtype == torch.float16:
+            levels, scales = _with_weights_up_to_one(levels, per_sample)
+        total = not divided and scales is None and reduction != "level"
         values = ops.ssim_sums(levels, options, pixels, normalize, detach_range, per_sample, total, backend)
         if total:
             return values
-    if divided:
+        if scales is not None and not divided:  # the sum of the weights has the same scale
+            values = values * scales.flatten()
+    if divided and not weighted:
+        values = torch.stack([value / count for value, count in zip(values, counts, strict=True)])
+    elif divided:
         axes = (1, 2, 3) if per_sample else (0, 1, 2, 3)
         totals = torch.stack([weight.sum(axes) for _, _, weight in levels if weight is not None]).to(values.dtype)
         values = torch.where(totals == 0, torch.zeros_like(values), values / torch.where(totals == 0, 1.0, totals))
     if reduction == "level":
         return values
     return values.squeeze(0) if len(levels) == 1 else values.sum(0)
+
+
+def _with_weights_up_to_one(levels: list[Level], per_sample: bool) -> tuple[list[Level], Tensor]:
+    """The levels, and what was taken out of their weights, (L, 1 or N, 1, 1, 1).
+
+    What is saved for backward holds the weights, and float16 neither what is far below 1 nor what is far above.
+    """
+    scaled: list[Level] = []
+    scales = []
+    for x, y, weight in levels:
+        assert weight is not None
+        compact = weight[tuple(slice(1 if stride == 0 else None) for stride in weight.stride())]
+        scale = compact.abs().amax((1, 2, 3) if per_sample else (0, 1, 2, 3), keepdim=True)
+        scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+        scaled.append((x, y, (compact / scale).expand(weight.shape)))
+        scales.append(scale)
+    return scaled, torch.stack(scales)
 
 
 def _sum_of_map(

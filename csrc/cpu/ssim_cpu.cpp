@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "ranges.h"
 
@@ -16,6 +17,7 @@ constexpr int64_t kThreads = 4;         // that the plan reckons with, whatever 
 constexpr int64_t kBandRows = 4;        // fewest rows of a band
 constexpr int64_t kBorderRows = 9;      // rows that a cut costs, in rows of full work: 20 are loaded, 10 filtered
 constexpr int64_t kGrabPixels = 32768;  // pixels a thread takes at a time
+constexpr int64_t kRoundSums = 4096;    // sums a thread, 224 KB, until they are added up: then all have to wait
 
 std::vector<const UnitKernels*> available_kernels() {
   std::vector<const UnitKernels*> list;
@@ -51,6 +53,12 @@ Extremes widen(const UnitKernels& k, const double* row, int64_t count, Extremes 
   return k.widen_double(row, count, e);
 }
 
+void add(UnitSums& total, const UnitSums& part) {
+  total.ssim += part.ssim, total.seed += part.seed, total.l1 += part.l1;
+  for (int side = 0; side < 2; ++side)
+    total.grad[side] += part.grad[side], total.grad_value[side] += part.grad_value[side];
+}
+
 struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
 };
@@ -66,66 +74,66 @@ void* workspace_of_thread() {
 template <class T>
 class Run {
  public:
-  Run(const Problem& problem, const std::vector<Level>& levels, const Parallel& parallel)
+  Run(const Problem& problem, const std::vector<Level>& levels, bool per_sample, const Parallel& parallel)
       : problem_(problem),
         levels_(levels),
+        per_sample_(per_sample),
         parallel_(parallel),
         kernels_(current_kernels()),
-        lanes_(sizeof(T) == 4 ? kernels_.lanes_float : kernels_.lanes_double) {
+        lanes_(sizeof(T) == 4 ? kernels_.lanes_float : kernels_.lanes_double),
+        settle_(problem.normalize != Normalize::kNone && !problem.detach_range),
+        unit_sums_(per_sample || settle_ ? lanes_ : 1),
+        round_units_(kRoundSums * parallel.threads / unit_sums_) {
     for (const Level& level : levels) {
       const int64_t planes = level.n * level.c;
       const CpuPlan plan = plan_cpu(planes, level.h, level.w, lanes_);
       plans_.push_back(plan);
       first_unit_.push_back(units_);
       first_plane_.push_back(planes_);
-      first_sum_.push_back(sum_count_);
       units_ += (planes * plan.bands + lanes_ - 1) / lanes_ * plan.strips;
       planes_ += planes;
-      sum_count_ += planes * plan.bands * plan.strips;
     }
     first_unit_.push_back(units_);
-    first_sum_.push_back(sum_count_);
-    sums_.resize(sum_count_);
+    sums_.resize(std::min(units_, round_units_) * unit_sums_);
+    totals_.resize(levels.size() * samples());
+    if (settle_) range_totals_.resize(planes_);
   }
 
   void go() {
     if (problem_.normalize != Normalize::kNone) find_extremes();
-    std::atomic<int64_t> next{0};
-    parallel_.run(std::min(parallel_.threads, units_), [&](int64_t) {
-      void* const workspace = workspace_of_thread();
-      for (;;) {
-        int64_t begin = next.load(), end;
-        do {
-          if (begin >= units_) return;
-          end = std::min(units_, begin + grab(begin));
-        } while (!next.compare_exchange_weak(begin, end));
-        for (int64_t u = begin; u < end; ++u) one(u, workspace);
-      }
-    });
-    if (problem_.normalize != Normalize::kNone && !problem_.detach_range)
+    for (int64_t first = 0; first < units_; first += round_units_) {
+      const int64_t last = std::min(units_, first + round_units_);
+      std::atomic<int64_t> next{first};
+      parallel_.run(std::min(parallel_.threads, last - first), [&](int64_t) {
+        void* const workspace = workspace_of_thread();
+        for (;;) {
+          int64_t begin = next.load(), end;
+          do {
+            if (begin >= last) return;
+            end = std::min(last, begin + grab(begin));
+          } while (!next.compare_exchange_weak(begin, end));
+          for (int64_t u = begin; u < end; ++u) one(u, workspace, &sums_[(u - first) * unit_sums_]);
+        }
+      });
+      for (int64_t u = first; u < last; ++u) add_up(u, &sums_[(u - first) * unit_sums_]);
+    }
+    if (settle_)
       for (size_t l = 0; l < levels_.size(); ++l) {
         if (levels_[l].grad_x.data) settle_extremes(l, 0, levels_[l].x, levels_[l].grad_x);
         if (levels_[l].grad_y.data) settle_extremes(l, 1, levels_[l].y, levels_[l].grad_y);
       }
   }
 
-  void collect(bool per_sample, double* values) const {
-    const int64_t samples = per_sample ? levels_[0].n : 1;
-    for (size_t l = 0; l < levels_.size(); ++l) {
-      const Level& level = levels_[l];
-      const int64_t count = first_sum_[l + 1] - first_sum_[l], per_value = count / samples;
-      for (int64_t s = 0; s < samples; ++s) {
-        UnitSums total;
-        for (int64_t u = 0; u < per_value; ++u) {
-          const UnitSums& part = sums_[first_sum_[l] + s * per_value + u];
-          total.ssim += part.ssim, total.seed += part.seed, total.l1 += part.l1;
-        }
-        values[l * samples + s] = level.offset * total.seed + level.slope * total.ssim + level.l1 * total.l1;
-      }
+  void collect(double* values) const {
+    for (size_t i = 0; i < totals_.size(); ++i) {
+      const Level& level = levels_[i / samples()];
+      values[i] = level.offset * totals_[i].seed + level.slope * totals_[i].ssim + level.l1 * totals_[i].l1;
     }
   }
 
  private:
+  int64_t samples() const { return per_sample_ ? levels_[0].n : 1; }
+
   size_t level_of(int64_t unit) const {
     return std::upper_bound(first_unit_.begin(), first_unit_.end(), unit) - first_unit_.begin() - 1;
   }
@@ -134,35 +142,53 @@ class Run {
   int64_t grab(int64_t unit) const {
     const size_t l = level_of(unit);
     const int64_t pixels = lanes_ * levels_[l].h * levels_[l].w / (plans_[l].strips * plans_[l].bands) + 1;
-    const int64_t many = std::min(kGrabPixels / pixels, units_ / parallel_.threads);
+    const int64_t many = std::min(kGrabPixels / pixels, std::min(units_, round_units_) / parallel_.threads);
     return std::min(std::max<int64_t>(1, many), first_unit_[l + 1] - unit);
   }
 
-  void one(int64_t index, void* workspace) {
+  // The items, which are bands of planes, of the lanes of a unit of level l.
+  std::pair<int64_t, int64_t> items_of(int64_t unit, size_t l) const {
+    const int64_t first = (unit - first_unit_[l]) / plans_[l].strips * lanes_;
+    return {first, std::min(first + lanes_, levels_[l].n * levels_[l].c * plans_[l].bands)};
+  }
+
+  void one(int64_t index, void* workspace, UnitSums* sums) {
     const size_t l = level_of(index);
     const Level& level = levels_[l];
     const CpuPlan& plan = plans_[l];
-    const int64_t strip = (index - first_unit_[l]) % plan.strips, group = (index - first_unit_[l]) / plan.strips;
+    const int64_t strip = (index - first_unit_[l]) % plan.strips;
     const int64_t columns = (level.w + plan.strips - 1) / plan.strips;
     UnitCall<T> call{&problem_, &level, {}, {}, {}, {load_row<T>, store_row<T>}, workspace, {}};
     Unit& unit = call.unit;
     unit.rows = (level.h + plan.bands - 1) / plan.bands;
     unit.col0 = strip * columns, unit.col1 = std::min(level.w, (strip + 1) * columns);
-    const int64_t first = group * lanes_, end = std::min(first + lanes_, level.n * level.c * plan.bands);
+    const auto [first, end] = items_of(index, l);
     for (int64_t item = first; item < end; ++item) {
       const int64_t plane = item / plan.bands, i = unit.count++;
       unit.bands[i] = {plane / level.c, plane % level.c, item % plan.bands * unit.rows};
       if (problem_.normalize == Normalize::kNone) {
         call.range_x[i].scale = call.range_y[i].scale = 1.0 / problem_.data_range;
       } else {
-        Extremes* extremes = &extremes_[2 * (first_plane_[l] + plane)];
+        Extremes own[2], *extremes = extremes_.empty() ? own : &extremes_[2 * (first_plane_[l] + plane)];
         if (whole_planes()) find_plane(level, plane, extremes);
         call.range_x[i] = to_unit<T>(extremes[0], problem_.data_range);
         call.range_y[i] = to_unit<T>(extremes[1], problem_.data_range);
       }
     }
     run(kernels_, call);
-    for (int i = 0; i < unit.count; ++i) sums_[first_sum_[l] + (first + i) * plan.strips + strip] = call.sums[i];
+    if (unit_sums_ == 1)
+      for (int i = 1; i < unit.count; ++i) add(call.sums[0], call.sums[i]);
+    std::copy_n(call.sums, std::min<int64_t>(unit.count, unit_sums_), sums);
+  }
+
+  void add_up(int64_t index, const UnitSums* sums) {
+    const size_t l = level_of(index);
+    const auto [first, end] = items_of(index, l);
+    for (int64_t item = first; item < std::min(end, first + unit_sums_); ++item) {
+      const int64_t plane = item / plans_[l].bands;
+      add(totals_[l * samples() + (per_sample_ ? plane / levels_[l].c : 0)], sums[item - first]);
+      if (settle_) add(range_totals_[first_plane_[l] + plane / group_of(l)], sums[item - first]);
+    }
   }
 
   // Whether each unit holds all pixels of its ranges, and so finds them itself while they are in its cache.
@@ -188,6 +214,7 @@ class Run {
   }
 
   void find_extremes() {
+    if (whole_planes() && problem_.detach_range) return;  // nobody asks for them afterwards
     extremes_.resize(2 * planes_);
     if (whole_planes()) return;
     parallel_.run(planes_, [&](int64_t i) {
@@ -209,7 +236,7 @@ class Run {
   // the pixels that attain them.
   void settle_extremes(size_t l, int side, const View& view, const View& grad) {
     const Level& level = levels_[l];
-    const int64_t planes = level.n * level.c, group = group_of(l), units = plans_[l].strips * plans_[l].bands;
+    const int64_t planes = level.n * level.c, group = group_of(l);
     std::vector<ExtremeCounts> counts(planes);
     parallel_.run(planes, [&](int64_t i) {
       counts[i] = count_extremes<T>(level, view, i / level.c, i % level.c, extremes_[2 * (first_plane_[l] + i) + side]);
@@ -218,11 +245,8 @@ class Run {
     for (int64_t g = 0; g < planes / group; ++g) {
       ExtremeCounts all;
       for (int64_t i = g * group; i < (g + 1) * group; ++i) all.low += counts[i].low, all.high += counts[i].high;
-      double grads = 0, values = 0;
-      for (int64_t u = g * group * units; u < (g + 1) * group * units; ++u) {
-        const UnitSums& sums = sums_[first_sum_[l] + u];
-        grads += sums.grad[side], values += sums.grad_value[side] * problem_.data_range;
-      }
+      const UnitSums& sums = range_totals_[first_plane_[l] + g];
+      const double grads = sums.grad[side], values = sums.grad_value[side] * problem_.data_range;
       at_low[g] = (values - grads) / all.low;
       at_high[g] = -values / all.high;
     }
@@ -234,22 +258,28 @@ class Run {
 
   const Problem& problem_;
   const std::vector<Level>& levels_;
+  const bool per_sample_;
   const Parallel& parallel_;
   const UnitKernels& kernels_;
   const int64_t lanes_;
+  const bool settle_;        // whether extremes receive gradients
+  const int64_t unit_sums_;  // of each lane where they go to several places, else one
+  const int64_t round_units_;
   std::vector<CpuPlan> plans_;
-  std::vector<int64_t> first_unit_, first_plane_, first_sum_;
-  int64_t units_ = 0, planes_ = 0, sum_count_ = 0;
-  std::vector<UnitSums> sums_;
-  std::vector<Extremes> extremes_;  // of x and y of each plane: those of its range
+  std::vector<int64_t> first_unit_, first_plane_;
+  int64_t units_ = 0, planes_ = 0;
+  std::vector<UnitSums> sums_;          // of the units of a round
+  std::vector<UnitSums> totals_;        // of each level, or each of its samples
+  std::vector<UnitSums> range_totals_;  // from first_plane_ on, of planes that share a range: what its extremes receive
+  std::vector<Extremes> extremes_;      // of x and y of each plane: those of its range
 };
 
 template <class T>
 void run_as(const Problem& problem, const std::vector<Level>& levels, bool per_sample, double* values,
             const Parallel& parallel) {
-  Run<T> run(problem, levels, parallel);
+  Run<T> run(problem, levels, per_sample, parallel);
   run.go();
-  if (values) run.collect(per_sample, values);
+  if (values) run.collect(values);
 }
 
 }  // namespace

@@ -1,9 +1,12 @@
 """The function of the ``fused_ssim`` package that 3-D Gaussian splatting trainers import."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
-from ..functional import ssim
+from ..options import SSIMOptions
+from ..reduction import SSIM_PIXEL, single
 
 
 def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
@@ -14,7 +17,8 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
     """
     if padding not in ("same", "valid"):
         raise ValueError(f"padding must be 'same' or 'valid', got {padding!r}")
-    if not train:
-        with torch.no_grad():
-            return ssim(img1, img2, padding=padding)
-    return ssim(img1, img2.detach(), padding=padding)
+    with contextlib.nullcontext() if train else torch.no_grad():
+        img2 = img2.detach() if isinstance(img2, Tensor) else img2  # which is refused below
+        return single(
+            img1, img2, SSIMOptions(padding=padding), SSIM_PIXEL, "mean", None, None, x_name="img1", y_name="img2"
+        )

@@ -1,8 +1,8 @@
 """``ssim``, ``ms_ssim``, ``SSIM`` and ``MS_SSIM`` with the signatures and results of the ``pytorch_msssim`` package.
 
 Windows are "valid" and inputs (N, C, H, W) or (N, C, D, H, W). Where the fused kernels do not apply (a window tensor of
-your own, even or above 11; volumes; a side shorter than the window, which that package leaves unsmoothed) plain PyTorch
-computes the same definition.
+your own, even or above 11; volumes; a side shorter than the window, which that package leaves unsmoothed; a K of 0)
+plain PyTorch computes the same definition.
 """
 
 import warnings
@@ -110,7 +110,7 @@ def _per_channel(
     luminance: bool = True,
 ) -> Tensor:
     """The mean of each channel, (N, C), of SSIM or, without luminance, of contrast times structure."""
-    if win is None and X.dim() == 4 and min(X.shape[-2:]) >= win_size:
+    if win is None and X.dim() == 4 and min(X.shape[-2:]) >= win_size and min(K) > 0:
         n, c, h, w = X.shape
         return fused(
             X.reshape(n * c, 1, h, w),
@@ -124,7 +124,7 @@ def _per_channel(
             padding="valid",
             reduction="sample",
         ).view(n, c)
-    taps = torch.tensor(gaussian_taps(win_size, win_sigma), dtype=X.dtype) if win is None else win.flatten(0, -2)[0]
+    taps = X.new_tensor(gaussian_taps(win_size, win_sigma)) if win is None else win.flatten(0, -2)[0]
     return _plain(X, Y, float(data_range), taps.to(X), K, luminance)
 
 

@@ -62,6 +62,24 @@ def test_no_gradient_for_a_teacher(kernel_once):
     assert len(allocated) == 1
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sample", "level"])
+def test_no_gradient_for_a_level_that_needs_none(kernel_once, reduction):
+    x, y = inputs(kernel_once.device)
+    frozen = x.detach()[..., :9]
+
+    def loss(first, second):
+        sides = [first, second], [y, y[..., :9]]
+        return fused_ssim.pyramid_ssim_loss(*sides, reduction=reduction, backend=kernel_once.name)
+
+    value, saved = saved_by(lambda: loss(x, frozen))
+    assert [t.shape for t in saved] == [x.shape]
+    whole = loss(x, frozen.clone().requires_grad_())
+    assert_close(value, whole, LIMIT.value, "value")
+    upstream = torch.ones_like(value)
+    want = torch.autograd.grad(whole, x, upstream)
+    assert_close(torch.autograd.grad(value, x, upstream)[0], want[0], LIMIT.gradient, "gradient")
+
+
 FUNCTIONS = {
     "sum": lambda x, y, w, **k: fused_ssim.ssim(x, y, weight=w, **k),
     "map": lambda x, y, w, **k: fused_ssim.ssim(x, y, reduction="none", padding="valid", **k),
@@ -119,6 +137,37 @@ def test_a_graph_used_by_two_losses(backend):
     again = fused_ssim.ssim(x, y, backend=backend.name)
     (one,) = torch.autograd.grad(again, x)
     assert_close(got, one * (1 + 2 * value.item()), LIMIT.gradient, "gradient")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sample", "none"])
+def test_a_result_may_be_changed_in_place(backend, reduction):
+    """``loss += other``, as training loops write it."""
+    x, y = inputs(backend.device)
+    (want,) = torch.autograd.grad(fused_ssim.ssim(x, y, reduction=reduction, backend=backend.name).sum(), x)
+    value = fused_ssim.ssim(x, y, reduction=reduction, backend=backend.name)
+    value += 1
+    value *= 2
+    (got,) = torch.autograd.grad(value.sum(), x)
+    assert_close(got, 2 * want, LIMIT.gradient, "gradient")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sample", "level", "none"])
+def test_several_upstream_gradients_at_once(backend, reduction):
+    """``is_grads_batched``, as ``torch.autograd.functional.jacobian(..., vectorize=True)`` calls it."""
+    x, y = inputs(backend.device, True)
+    if reduction == "level":
+        value = fused_ssim.pyramid_ssim_loss([x, x[..., :9]], [y, y[..., :9]], reduction="level", backend=backend.name)
+    else:
+        value = fused_ssim.ssim(x, y, reduction=reduction, backend=backend.name)
+    upstream = torch.rand(3, *value.shape, device=backend.device)
+
+    def gradient(upstream, **options):
+        return torch.autograd.grad(value, (x, y), upstream, retain_graph=True, **options)
+
+    for got in (gradient(upstream, is_grads_batched=True), torch.vmap(gradient)(upstream)):
+        for i in range(3):
+            for g, w in zip(got, gradient(upstream[i]), strict=True):
+                assert_close(g[i], w, LIMIT.gradient, "gradient")
 
 
 @pytest.mark.parametrize("upstream", [2.5, -1.0, 0.0, 65536.0])

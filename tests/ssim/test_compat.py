@@ -21,6 +21,7 @@ CASES = {
     "window": ((2, 3, 30, 41), {"win_size": 7, "win_sigma": 1.0}),
     "large window": ((2, 3, 30, 41), {"win_size": 13}),
     "K": ((2, 3, 30, 41), {"K": (0.03, 0.1)}),
+    "K of 0": ((2, 3, 30, 41), {"K": (0.0, 0.03)}),
     "nonnegative": ((2, 3, 30, 41), {"nonnegative_ssim": True, "size_average": False}),
     "volume": ((1, 2, 12, 13, 14), {}),
     "one row": ((2, 3, 1, 30, 41), {}),
@@ -126,6 +127,13 @@ def test_a_short_side_warns():
     x, y = images((2, 3, 8, 30), {})
     with pytest.warns(UserWarning, match="8 pixels, fewer than the window"):
         ours.ssim(x, y)
+
+
+def test_volumes_ignore_the_default_device():
+    x, y = images((1, 2, 12, 13, 14), {})
+    with torch.device("meta"):
+        got = ours.ssim(x, y)
+    assert torch.equal(got, ours.ssim(x, y))
 
 
 def test_under_autocast_volumes_stay_float32():

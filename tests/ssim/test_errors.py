@@ -42,6 +42,7 @@ OPTIONS = [
     ({"weight": torch.ones(17, dtype=torch.int64)}, TypeError, "weight.*int64"),
     ({"weight": [1.0]}, TypeError, "weight.*list"),
     ({"weight": torch.ones(17, device="meta")}, ValueError, "weight.*device.*meta"),
+    ({"weight": torch.ones(2, 3, 16, 17).to_sparse()}, TypeError, "weight.*dense.*sparse_coo"),
     ({"backend": "opencl"}, ValueError, "backend.*opencl"),
 ]
 
@@ -68,6 +69,8 @@ INPUTS = [
     (X[:0], Y[:0], ValueError, r"x and y.*empty.*\(0, 3, 16, 17\)"),
     (X[..., :0], Y[..., :0], ValueError, "x and y.*empty"),
     (X, Y.to("meta"), ValueError, "x and y.*device.*cpu.*meta"),
+    (X.to("meta"), Y.to("meta", torch.float16), TypeError, "x and y.*dtype.*float32.*float16"),
+    (X, Y.to_sparse(), TypeError, "y must be a dense tensor.*sparse_coo"),
     (X.numpy(), Y, TypeError, "x must be a torch.Tensor.*ndarray"),
     (X, None, TypeError, "y must be a torch.Tensor.*NoneType"),
 ]
@@ -96,6 +99,7 @@ PYRAMIDS = [
     ([X], [Y], {"level_weights": [float("nan")]}, ValueError, "level_weights.*nan"),
     ([X], [Y], {"weight": []}, ValueError, "weight.*1 levels.*0"),
     ([X], [Y], {"weight": torch.ones(1, 16, 17)}, TypeError, "weight.*sequence.*single tensor"),
+    ([X], [Y], {"weight": 3.0}, TypeError, "weight must be a sequence.*float"),
     ([X, X], [Y, Y], {"weight": [torch.ones(17), None]}, TypeError, "weight.*each.*None for level 1"),
     ([X, X], [Y, Y], {"weight": [torch.ones(17), torch.ones(3)]}, ValueError, r"weight\[1\].*map.*\(3,\)"),
     (None, [Y], {}, TypeError, "xs must be a sequence.*NoneType"),
@@ -138,6 +142,10 @@ def test_cpu_refuses_other_devices():
 def test_drop_ins():
     with pytest.raises(ValueError, match=r"padding.*reflect"):
         fused_ssim.fused_ssim(X, Y, padding="reflect")
+    with pytest.raises(ValueError, match=r"img1 and img2.*shape.*\(2, 3, 16, 17\).*\(1, 3, 16, 17\)"):
+        fused_ssim.fused_ssim(X, Y[:1])
+    with pytest.raises(TypeError, match=r"img2 must be a torch.Tensor.*NoneType"):
+        fused_ssim.fused_ssim(X, None)
     with pytest.raises(ValueError, match=r"same dimensions"):
         compat.pytorch_msssim.ssim(X, Y[:1])
     with pytest.raises(ValueError, match=r"odd"):
@@ -160,3 +168,18 @@ def test_the_operator_itself_refuses_what_would_crash(kernel_once, name):
     definition = fused_ssim.ops._definition(fused_ssim.options.SSIMOptions())
     with pytest.raises(RuntimeError, match=r"fused_ssim|Dimension out of range"):
         fused_ssim.ops._operators(kernel_once.name).ssim_map(*CALLS[name](list(definition)))
+
+
+GRAD = torch.ones(2, 3, 4, 5)
+SCALES = {
+    "samples": ([GRAD], torch.ones(1, 1), [2.0]),
+    "dtype": ([GRAD.int()], torch.ones(1), [2.0]),
+    "empty": ([GRAD[..., :0]], torch.ones(1), [2.0]),
+}
+
+
+@pytest.mark.skipif(fused_ssim.native._C is None, reason="the compiled part is missing")
+@pytest.mark.parametrize("name", SCALES)
+def test_scaling_refuses_what_would_crash(name):
+    with pytest.raises(RuntimeError, match="fused_ssim"):
+        torch.ops.fused_ssim.scale_(*SCALES[name])

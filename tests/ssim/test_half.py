@@ -81,3 +81,25 @@ def test_the_saved_float16_gradient_does_not_underflow(backend):
     want = gradients(fused_ssim.ssim_loss, x.float(), y.float(), torch.tensor(2.0**18))
     got = gradients(fused_ssim.ssim_loss, x, y, torch.tensor(2.0**18), backend=backend.name)
     assert_close(got[1], want[1], tolerance(torch.float16).gradient, "gradient by x")
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e6])
+@pytest.mark.parametrize("reduction", ["mean", "sample", "sum", "level"])
+def test_weights_of_any_scale(backend, reduction, scale):
+    """Such as weights that sum to one; the saved gradient holds them, in the dtype of x."""
+    x, y = (t.to(backend.device) for t in pair((2, 3, 13, 19), torch.float16))
+    weight = scale * torch.rand(2, 1, 13, 19, device=backend.device)
+    weight[1] *= 1e3 if reduction == "sample" else 1  # samples have their own means
+
+    def loss(x, y):
+        options = {"reduction": reduction, "backend": backend.name}
+        if reduction == "level":
+            return fused_ssim.pyramid_ssim_loss([x, x], [y, y], weight=[weight, weight / 1e3], **options)
+        return fused_ssim.ssim(x, y, weight=weight, **options)
+
+    upstream = torch.tensor({"sum": 1 / scale}.get(reduction, 64.0), device=backend.device)
+    upstream = upstream.expand({"sample": (2,), "level": (2,)}.get(reduction, ()))
+    want = gradients(loss, x.float(), y.float(), upstream)
+    got = gradients(loss, x, y, upstream)
+    assert_close(got[0], want[0], tolerance(torch.float32).value, "value")
+    assert_close(got[1], want[1], tolerance(torch.float16).gradient, "gradient by x")

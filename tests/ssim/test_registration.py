@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo.testing
 from judge import assert_close, gradients, pair, tolerance
 from torch._dynamo import compiled_autograd
 from torch.library import opcheck
@@ -100,15 +101,36 @@ def test_compiled_autograd_traces_the_whole_backward(kernel_once, name):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_for_other_shapes(kernel_once):
-    def step(x, y):
-        return fused_ssim.ssim_loss(x, y, backend=kernel_once.name)
+@pytest.mark.parametrize("dynamic", [None, True], ids=["once more", "from the start"])
+@pytest.mark.parametrize("name", ["ssim mean", "pyramid"])
+def test_compiled_for_other_shapes(kernel_once, name, dynamic):
+    """A program for each size would end at torch's limit of eight."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
-    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    for height in (13, 20, 31, 5):
+    def step(x, y):
+        return CALLS[name](x, y, kernel_once.name)
+
+    compiled = torch.compile(step, backend=counter, fullgraph=True, dynamic=dynamic)
+    compilations = []
+    for height in (13, 20, 31):
         x, y = (t.to(kernel_once.device) for t in pair((2, 3, height, 19)))
         for got, want in zip(gradients(compiled, x, y), gradients(step, x, y), strict=True):
             assert_close(got, want, LIMIT.gradient, f"height {height}")
+        compilations.append(counter.frame_count)
+    assert len(set(compilations[0 if dynamic else 1 :])) == 1
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sample", "none"])
+def test_exported_for_every_size(kernel_once, reduction):
+    class Model(torch.nn.Module):
+        def forward(self, x, y):
+            return fused_ssim.ssim(x, y, reduction=reduction, backend=kernel_once.name)
+
+    sizes = {0: torch.export.Dim("n", min=2), 2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}
+    x, y = (t.to(kernel_once.device) for t in pair(SHAPE))
+    model = torch.export.export(Model(), (x, y), dynamic_shapes=(sizes, sizes)).module()
+    x, y = (t.to(kernel_once.device) for t in pair((3, 3, 20, 7)))
+    assert_close(model(x, y), Model()(x, y), LIMIT.value, "value")
 
 
 @pytest.mark.slow

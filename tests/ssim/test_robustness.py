@@ -120,3 +120,15 @@ def test_any_sigma(backend, sigma):
     got = fused_ssim.ssim(x, y, sigma=sigma, backend=backend.name)
     want = judge_ssim(x.cpu().double(), y.cpu().double(), sigma=sigma)
     assert_close(got.cpu(), want, 1e-5, "value")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_exponents_that_are_one_but_for_rounding(backend, dtype):
+    """Where structure is negative, 1 and its neighbour are far apart: only the latter has a floor."""
+    x, y = (t.to(backend.device) for t in pair((1, 1, 13, 19), dtype))
+    options = {"reduction": "none", "backend": backend.name}
+    want = fused_ssim.ssim(x, 1 - y, **options)
+    nearly = sum([0.1] * 10)
+    assert nearly != 1.0 and want.min() < -0.5
+    for exponents in ((1.0, nearly, nearly), (nearly, 1.0 + 1e-9, 1.0)):
+        assert torch.equal(fused_ssim.ssim(x, 1 - y, exponents=exponents, **options), want)
