@@ -151,9 +151,7 @@ def _plain(
 
     c1, c2 = (K[0] * data_range) ** 2, (K[1] * data_range) ** 2
     mu_x, mu_y = smooth(X), smooth(Y)
-    pixels = (2 * (smooth(X * Y) - mu_x * mu_y) + c2) / (
-        smooth(X * X) - mu_x * mu_x + smooth(Y * Y) - mu_y * mu_y + c2
-    )
+    pixels = (2 * (smooth(X * Y) - mu_x * mu_y) + c2) / (smooth(X * X) - mu_x * mu_x + smooth(Y * Y) - mu_y * mu_y + c2)
     if luminance:
         pixels = (2 * mu_x * mu_y + c1) / (mu_x * mu_x + mu_y * mu_y + c1) * pixels
     return pixels.flatten(2).mean(-1)

@@ -97,7 +97,7 @@ def test_ms_ssim_keeps_a_nan():
 
 def test_ms_ssim_refuses_images_too_small_for_its_scales():
     x, y = pair((1, 1, 160, 200))
-    with pytest.raises(ValueError, match=r"larger than 160 pixels for 5 scales with win_size=11, got \(1, 1, 160, 200\)"):
+    with pytest.raises(ValueError, match=r"larger than 160 pixels for 5 scales with win_size=11, got \(1, 1, 160"):
         ours.ms_ssim(x, y)
     with pytest.raises(ValueError, match="weights must hold a number for each scale"):
         ours.ms_ssim(x, y, weights=[])
