@@ -38,7 +38,10 @@ SSIM_INLINE void gather_columns(const T* const* from, int64_t j, typename Simd<T
     constexpr auto all = std::make_integer_sequence<int, lanes>();
     static_assert(columns == 2 * sixteen && lanes == 4 * sixteen);
 #pragma GCC unroll 8
-    for (int i = 0; i < columns; ++i) v[i] = join_halves(at[i / sixteen * columns + i % sixteen], at[i / sixteen * columns + i % sixteen + sixteen]);
+    for (int i = 0; i < columns; ++i) {  // lanes in such an order that every_other gathers them
+      const T* const* const low = at + i / sixteen * columns + i % sixteen;
+      v[i] = join_halves(low[0], low[sixteen]);
+    }
     transpose_sixteen<T, columns>(v);
 #pragma GCC unroll 4
     for (int i = 0; i < sixteen; ++i) {
