@@ -177,6 +177,15 @@ def test_bands_of_as_few_rows_as_can_be(width, padding, both):
 
 
 @pytest.mark.slow
+def test_no_launch_takes_back_the_shared_memory_that_another_asked_for():
+    """Of one kernel, in any thread: the emulated device refuses that. 224 columns take 97,440 bytes, 128 take 59,040."""
+    with emulated.backend(multiprocessors=1, resident_blocks=1) as name:
+        for columns in (220, 124, 220):
+            x, y = pair((1, 1, 12, columns))
+            ssim_loss(x.requires_grad_(), y, backend=name)
+
+
+@pytest.mark.slow
 def test_a_piece_of_more_chunks_than_16_bits_count():
     """Maps of 262,500 rows in blocks that march down all of them: 32,813 chunks of eight rows."""
     x, y = (t.requires_grad_() for t in torch.rand(2, 1, 2, 262500, 4))
