@@ -21,11 +21,13 @@ struct alignas(16) Task {
 template <>
 struct Task<void> {};
 
-// The same a number of chunks further on; `step` is in bytes.
+// The same a number of chunks further on; `step` is in bytes. No integer in between: of a pointer made from one the
+// compiler forgets what memory it is to.
 template <class Item>
 SSIM_DEVICE Item* further(Item* pointer, int chunks, int64_t step) {
   const uint64_t bytes = static_cast<unsigned>(chunks) * static_cast<uint64_t>(step);
-  return reinterpret_cast<Item*>(reinterpret_cast<uint64_t>(pointer) + bytes);
+  using Byte = std::conditional_t<std::is_const_v<Item>, const char, char>;
+  return reinterpret_cast<Item*>(reinterpret_cast<Byte*>(pointer) + bytes);
 }
 
 // Tells the compiler what it cannot see of a pointer that comes from shared memory.

@@ -1,6 +1,7 @@
 """Budgets of the CUDA kernels, from benchmarks/static_cost.py: what ptxas gave it and what it executes a pixel."""
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -87,6 +88,16 @@ def test_spills_of_float64_do_not_grow():
     kernels = sorted(general_kernels(90, "march_general_double.cu"), key=lambda resources: resources.stack_bytes)
     assert [resources.stack_bytes for resources in kernels[:2]] == [0, 0], "those without a gradient"
     assert kernels[2].stack_bytes <= 544 and kernels[3].stack_bytes <= 920
+
+
+@pytest.mark.parametrize("source", ["march_lean_same.cu", "march_lean_reflect.cu"])
+def test_pixels_are_known_to_be_in_global_memory(source):
+    """Of an access to no memory by name, a device finds out each time which it is, and ptxas moves nothing past it."""
+    text = compiled.ptx_of(building.ROOT / "csrc" / "cuda" / source)
+    accesses = set(re.findall(r"^\s*(?:@!?%p\d+\s+)?((?:ld|st)\.\S+)", text, flags=re.M))
+    named = re.compile(r"(ld|st)\.(volatile\.)?(global|shared|param|const)\b")
+    assert any("global" in access for access in accesses)
+    assert not [access for access in accesses if not named.match(access)]
 
 
 @pytest.mark.parametrize("padding, instructions", [("same", 308), ("reflect", 332)])
