@@ -24,6 +24,7 @@ mkdir -p "$out" && out=$(cd "$out" && pwd)
 peers=$(cd "${peers:-$root/benchmarks/gpu_peers}" 2> /dev/null && pwd)
 cd "$root" || exit 2
 export PYTHONPATH="$root:$root/tests"
+export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin" # where nvcc and compute-sanitizer are, if not in PATH
 
 built=$root/build/gpu_check # apart from what lies in the tree
 grace=5 # seconds from a step's end to its killing
@@ -110,8 +111,9 @@ if [[ -z $dry ]]; then
   # Triton compiles every combination of options on the spot, seconds each: a part of the suite, on each tile.
   step triton 90 "${tests[@]}" -m "not slow" tests/ssim \
     -k "test_triton_tiles or triton and (streams or sum_and_its and 7x10 and same or test_pyramid and student or beyond)"
+  # Each tensor an allocation of its own: of those that torch keeps and hands out in pieces the tools see only the whole.
   for tool in memcheck racecheck initcheck; do
-    step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" benchmarks/gpu_subset.py
+    step "$tool" 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" benchmarks/gpu_subset.py
   done
 else
   export TRITON_INTERPRET=1 # so that the Triton kernel goes through as well

@@ -152,9 +152,10 @@ def _sass_of(listing: str) -> Iterator[tuple[str, Place]]:
 
 
 def blocks_per_multiprocessor(chip: Chip, threads: int, registers: int, shared_bytes: int) -> int:
-    """How many blocks fit: by warps, registers (given to warps in units of 256) and shared memory (and 1 KiB each)."""
+    """How many blocks fit: by warps, registers (given to warps in units of 256 by each of four parts of the
+    multiprocessor) and shared memory (and 1 KiB each)."""
     warps = -(-threads // 32)
-    of_registers = 65536 // (-(-registers * 32 // 256) * 256) // warps
+    of_registers = 4 * (16384 // (-(-registers * 32 // 256) * 256)) // warps
     return min(32, chip.warps // warps, of_registers, chip.shared_bytes // (shared_bytes + 1024))
 
 

@@ -82,7 +82,13 @@ class Loads {
     }
   }
 
-  T l1_sum = T(0);  // of |v| over the pixels that are this block's own
+  // Of |v| over this thread's pixels that are the block's own.
+  SSIM_DEVICE T& l1_sum() {
+    if constexpr (K::lean)
+      return b_.task_of(fresh_thread()).l1_sum;
+    else
+      return l1_sum_;
+  }
 
  private:
   SSIM_DEVICE Task<E> task_at(int local) const {
@@ -95,6 +101,7 @@ class Loads {
                  0,
                  static_cast<uint8_t>(at.map),
                  0,
+                 0.0f,
                  0.0f,
                  0.0f,
                  0.0f};
@@ -147,9 +154,11 @@ class Loads {
       put<false>(to, task, pixels);
     const int row = b_.piece.first_row + line;
     if (is_(kSumsL1) && own && row >= b_.piece.row0 && row < b_.piece.row1) {
+      T sum = T(0);
 #pragma unroll
       for (int j = 0; j < R; ++j)
-        if (j < task.end) l1_sum += magnitude(to[j].v);
+        if (j < task.end) sum += magnitude(to[j].v);
+      l1_sum() += sum;
     }
   }
 
@@ -217,7 +226,7 @@ class Loads {
       const Pair<T> pair =
           rescaled(static_cast<T>(pixels.x[j / 4].v[j % 4]), static_cast<T>(pixels.y[j / 4].v[j % 4]), at.map);
       b_.ring_line(chunk * R + j)[thread] = pair;
-      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1) l1_sum += magnitude(pair.v);
+      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1) l1_sum() += magnitude(pair.v);
     }
   }
 
@@ -245,7 +254,7 @@ class Loads {
                                     b_.load(b_.args.y, y + source_row * b_.args.y.stride_h), at.map);
       b_.ring_row(row)[local] = pair;
       if (own && row >= b_.piece.row0 && row < b_.piece.row1)
-        l1_sum += magnitude(pair.v) * b_.seed_at(at.map, row, at.column);
+        l1_sum() += magnitude(pair.v) * b_.seed_at(at.map, row, at.column);
     }
   }
 
@@ -268,6 +277,7 @@ class Loads {
 
   const Block<K>& b_;
   const Roles is_;
+  T l1_sum_ = T(0);  // (not used if lean)
 };
 
 }  // namespace ssim

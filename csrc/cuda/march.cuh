@@ -456,7 +456,8 @@ class March {
     const int relative = thread() - static_cast<int>(at.map) * b_.level.slot;
     const int span = b_.args.maps == 1 ? static_cast<int>(blockDim.x) : b_.level.slot;
     // A task's thread number lies among the columns of its own map: its segment begins at a multiple of R.
-    T sums[7] = {ssim_sum(), seed_sum_, loads_.l1_sum, range_sums_[0], range_sums_[1], range_sums_[2], range_sums_[3]};
+    T sums[7] = {ssim_sum(),     seed_sum_,      loads_.l1_sum(), range_sums_[0],
+                 range_sums_[1], range_sums_[2], range_sums_[3]};
     if constexpr (K::lean && K::tracks)
       sums[3] = b_.task_of(thread()).grad_sum, sums[5] = b_.task_of(thread()).grad_value_sum;
     T* memory = reinterpret_cast<T*>(b_.ring);

@@ -7,7 +7,7 @@ namespace {
 template <bool separate, int sides>
 MarchKernel<float> kernel() {
   // What each takes without spills; the plan counts how many blocks fit by it.
-  constexpr int registers = sides == 0 ? 128 : separate ? 255 : 200;
+  constexpr int registers = sides == 0 ? 128 : separate ? 255 : 168;
   using Traits = MarchTraits<float, void, separate, sides, 4, Serves::kAll, sides != 0, kMaxThreads, registers>;
   return {march<Traits>, general_shape<Traits>()};
 }

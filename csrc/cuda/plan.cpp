@@ -151,8 +151,8 @@ int64_t KernelShape::shared_bytes(int64_t threads) const {
 }
 
 int64_t KernelShape::resident(int64_t threads, const DeviceLimits& limits) const {
-  // A warp gets registers 256 at a time.
-  const int64_t warps = limits.registers / round_up(32 * registers, 256);
+  // Each of a multiprocessor's four parts has registers of its own, and gives them to a whole warp 256 at a time.
+  const int64_t warps = 4 * (limits.registers / 4 / round_up(32 * registers, 256));
   const int64_t most = std::min({limits.blocks, limits.threads / threads, warps * 32 / threads,
                                  limits.shared / (shared_bytes(threads) + limits.shared_reserved)});
   return std::max<int64_t>(1, most);

@@ -19,9 +19,10 @@ constexpr int64_t kLeanTableBytes = 1792;
 constexpr int64_t kMirrorTableBytes = 2304;  // of a lean kernel that mirrors
 constexpr int64_t kMinBandRows = 8;          // fewest rows worth a block of their own: it recomputes up to 20
 
-constexpr int kLeanThreads = 224;  // of the lean kernel: seven warps of its registers fit twice, eight do not
-// Fifteen warps of 136 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.
-constexpr int kLeanRegisters = 136;
+constexpr int kLeanThreads = 224;  // of the lean kernel, at most
+// Sixteen warps of 128 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes. Of
+// more registers only twelve do, three on each of its four parts.
+constexpr int kLeanRegisters = 128;
 constexpr int64_t kTaskBytes = 48;  // of shared memory for each of its threads: Task in block.cuh
 
 struct DeviceLimits {

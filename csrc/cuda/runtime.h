@@ -19,14 +19,19 @@ inline void check_cuda(cudaError_t error, const char* what) {
     throw std::runtime_error(std::string("fused_ssim: ") + what + ": " + cudaGetErrorString(error));
 }
 
-// Starts kernel(argument) on `stream`; errors of the launch itself are thrown.
+constexpr int64_t kSharedUnasked = 48 << 10;  // bytes of shared memory that a block has without asking
+
+// Starts kernel(argument) on `stream`; errors of the launch itself are thrown. `shared_limit`: bytes of shared memory
+// that a block of the device may ask for.
 template <class Argument>
 void launch(void (*kernel)(Argument), int64_t blocks, int threads, int64_t shared_bytes, cudaStream_t stream,
-            const Argument& argument) {
+            const Argument& argument, int64_t shared_limit = kSharedUnasked) {
   static_assert(sizeof(Argument) <= 4096, "a launch takes more only with drivers from CUDA 12.1 on");
-  if (shared_bytes > (int64_t{48} << 10))
+  // The kernel keeps what was asked for last. So every launch asks for as much: with its own bytes, one would take them
+  // from another thread that is about to launch the same kernel with more.
+  if (shared_bytes > kSharedUnasked)
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
+                                    static_cast<int>(shared_limit)),
                "reserving shared memory");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));

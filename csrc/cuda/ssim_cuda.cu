@@ -89,7 +89,8 @@ class Run {
       args.arrived = allocate<unsigned>(1);
       check_cuda(cudaMemsetAsync(args.arrived, 0, sizeof(unsigned), context_.stream), "clearing a counter");
     }
-    launch(kernel_.function, blocks, plan.threads, plan.shared_bytes, context_.stream, args);
+    launch(kernel_.function, blocks, plan.threads, plan.shared_bytes, context_.stream, args,
+           context_.limits.shared_per_block);
     if (!tracks_) return;
     for (const RangeArgs<T>& range : ranges) {
       if (range.level.found) continue;  // the kernel has settled it

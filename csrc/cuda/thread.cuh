@@ -15,17 +15,20 @@ struct alignas(16) Task {
   int32_t chunks;                  // that have the row
   uint8_t map, end;                // of the block's maps; how many of the R pixels it has
   float ssim_sum;                  // of the thread's column
+  float l1_sum;                    // of |v| over its pixels that are the block's own
   float grad_sum, grad_value_sum;  // of its pixels: what RangeSums adds up for x
 };
 
 template <>
 struct Task<void> {};
 
-// The same a number of chunks further on; `step` is in bytes.
+// The same a number of chunks further on; `step` is in bytes. No integer in between: of a pointer made from one the
+// compiler forgets what memory it is to.
 template <class Item>
 SSIM_DEVICE Item* further(Item* pointer, int chunks, int64_t step) {
+  using Byte = std::conditional_t<std::is_const_v<Item>, const char, char>;
   const uint64_t bytes = static_cast<unsigned>(chunks) * static_cast<uint64_t>(step);
-  return reinterpret_cast<Item*>(reinterpret_cast<uint64_t>(pointer) + bytes);
+  return reinterpret_cast<Item*>(reinterpret_cast<Byte*>(pointer) + bytes);
 }
 
 // Tells the compiler what it cannot see of a pointer that comes from shared memory.

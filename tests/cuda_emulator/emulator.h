@@ -69,7 +69,8 @@ struct Parameters {
 // Runs the grid; 0 or a cudaError_t.
 int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void (*run)(void*), void* argument,
            const Parameters& parameters);
-int set_shared_limit(const void* kernel, size_t bytes);  // above 48 KiB a kernel must ask first, as on a device
+// Above 48 KiB a kernel must ask first, as on a device; here never for less than before.
+int set_shared_limit(const void* kernel, size_t bytes);
 
 }  // namespace emulator
 

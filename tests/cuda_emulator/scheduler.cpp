@@ -327,6 +327,8 @@ void after_atomic(const void* place) {
 
 int set_shared_limit(const void* kernel, size_t bytes) {
   if (bytes > options().shared_limit) return kInvalidValue;
+  // A device would allow it; but where another thread is about to launch the kernel with more, that would fail.
+  if (bytes < shared_limits()[kernel]) return kInvalidValue;
   shared_limits()[kernel] = bytes;
   return 0;
 }
@@ -343,8 +345,7 @@ int launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel, void 
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535 || !block.x ||
       !block.y || !block.z || block.z > 64 || size_t{block.x} * block.y * block.z > 1024)
     return kInvalidConfiguration;
-  const auto allowed = shared_limits().find(kernel);
-  if (shared_bytes > (allowed == shared_limits().end() ? kDefaultSharedLimit : allowed->second)) return kInvalidValue;
+  if (shared_bytes > std::max(kDefaultSharedLimit, shared_limits()[kernel])) return kInvalidValue;
   failure_text.clear();
   launches += 1;
   const Options o = options();

@@ -1,6 +1,7 @@
 """Budgets of the CUDA kernels, from benchmarks/static_cost.py: what ptxas gave it and what it executes a pixel."""
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ pytestmark = [
     pytest.mark.skipif(building.compiler() is None, reason="no C++ compiler"),
 ]
 
-# Fifteen warps of 136 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.
-REGISTERS = 136
+# Sixteen warps of 128 registers fit on a multiprocessor: three blocks of the five that a map of 152 columns takes.
+REGISTERS = 128
 INTEGER_SHARE = 0.2
 # Instructions and slots a pixel. With a mirror there are 10 rows more of moments, and columns are copied.
 BUDGETS = {"same": (240.0, 258.0), "reflect": (264.0, 288.0)}
@@ -51,8 +52,8 @@ PLANS = {
     "strips and bands": 267,
     # 20 of 32 rows: a single small image has too few pixels for 132 multiprocessors, and all but waiting is free.
     "short bands": 594,
-    "packed, three": 360,
-    "packed, six": 441,
+    "packed, three": 362,
+    "packed, six": 442,
     # Decides type, padding, weight and form while it runs: more than half of it are integer instructions.
     "general": 648,
 }
@@ -63,7 +64,7 @@ def test_plans(plan):
     cost = static_cost.ours(90, static_cost.PLANS[plan])
     (resources,) = cost.resources
     assert resources.stack_bytes == resources.spill_bytes == 0
-    assert resources.registers <= (200 if plan == "general" else REGISTERS)
+    assert resources.registers <= (168 if plan == "general" else REGISTERS)
     assert cost.sass_per_pixel <= PLANS[plan]
 
 
@@ -79,7 +80,7 @@ def test_no_general_kernel_of_32_bits_spills(arch):
     assert all(resources.stack_bytes == resources.spill_bytes == 0 for resources in kernels)
     # What the plan counts on: KernelShape::registers.
     registers = sorted(resources.registers for resources in kernels)
-    assert all(taken <= limit for taken, limit in zip(registers, [128, 128, 200, 255], strict=True)), registers
+    assert all(taken <= limit for taken, limit in zip(registers, [128, 128, 168, 255], strict=True)), registers
 
 
 def test_spills_of_float64_do_not_grow():
@@ -87,6 +88,16 @@ def test_spills_of_float64_do_not_grow():
     kernels = sorted(general_kernels(90, "march_general_double.cu"), key=lambda resources: resources.stack_bytes)
     assert [resources.stack_bytes for resources in kernels[:2]] == [0, 0], "those without a gradient"
     assert kernels[2].stack_bytes <= 544 and kernels[3].stack_bytes <= 920
+
+
+@pytest.mark.parametrize("source", ["march_lean_same.cu", "march_lean_reflect.cu"])
+def test_pixels_are_known_to_be_in_global_memory(source):
+    """Of an access to no memory by name, a device finds out each time which it is, and ptxas moves nothing past it."""
+    text = compiled.ptx_of(building.ROOT / "csrc" / "cuda" / source)
+    accesses = set(re.findall(r"^\s*(?:@!?%p\d+\s+)?((?:ld|st)\.\S+)", text, flags=re.M))
+    named = re.compile(r"(ld|st)\.(volatile\.)?(global|shared|param|const)\b")
+    assert any("global" in access for access in accesses)
+    assert not [access for access in accesses if not named.match(access)]
 
 
 @pytest.mark.parametrize("padding, instructions", [("same", 308), ("reflect", 332)])
@@ -106,7 +117,14 @@ def test_a_quarter_of_the_work_of_the_straightforward_kernel():
 
 @pytest.mark.parametrize(
     "threads, registers, shared_bytes, blocks",
-    [(256, 32, 0, 8), (256, 128, 0, 2), (160, 128, 67488, 3), (32, 16, 0, 32), (256, 64, 110000, 2)],
+    [
+        (256, 32, 0, 8),
+        (256, 128, 0, 2),
+        (160, 128, 67488, 3),
+        (160, 136, 67488, 2),
+        (32, 16, 0, 32),
+        (256, 64, 110000, 2),
+    ],
 )
 def test_occupancy_of_an_h100(threads, registers, shared_bytes, blocks):
     chip = static_cost.CHIPS[90]

@@ -37,6 +37,7 @@ def test_dry_run(tmp_path):
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in
   *get_device_capability*) echo 9.0 ;;
+  --tool*) [[ ${{PYTORCH_NO_CUDA_MEMORY_CACHING:-}} ]] || exit 4 ;;& # or it sees no access beside a tensor
   *{broken}*) exit 3 ;;
   *{slow}*) sleep 60 ;;
 esac
