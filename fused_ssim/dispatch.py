@@ -54,12 +54,10 @@ def preferred(device_type: str, window_size: int = KERNEL_TAPS) -> str:
 
 def _is_transformed() -> bool:
     """Whether torch.func (grad, vmap, jvp, ...) or forward-mode AD is at work, which kernels have no rules for."""
-    if torch.compiler.is_compiling():
-        return False
     if getattr(forward_ad, "_current_level", -1) >= 0:
         return True
-    interpreters = getattr(torch._C._functorch, "peek_interpreter_stack", None)
-    return interpreters is not None and interpreters() is not None
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)  # which torch.compile can answer, too
+    return active is not None and bool(active())
 
 
 def choose(backend: str | None, x: Tensor, options: SSIMOptions) -> str:
