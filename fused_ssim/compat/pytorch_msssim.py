@@ -6,6 +6,9 @@ plain PyTorch computes the same definition.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,17 +73,16 @@ def ms_ssim(
             f"{len(weights)} scales with win_size={win_size}, got {tuple(X.shape)}"
         )
     pool = functional.avg_pool2d if X.dim() == 4 else functional.avg_pool3d
-    result: Tensor | None = None
+    factors = []
     for scale, weight in enumerate(weights):
         last = scale == len(weights) - 1
         means = _per_channel(X, Y, data_range, win_size, win_sigma, win, K, luminance=last)
         cut = means <= 0  # not so of a NaN, which stays
-        factor = torch.where(cut, 0.0, torch.where(cut, 1.0, means) ** weight)
-        result = factor if result is None else result * factor
+        factors.append(torch.where(cut, 0.0, torch.where(cut, 1.0, means) ** weight))
         if not last:
             margin = [side % 2 for side in X.shape[2:]]
             X, Y = pool(X, kernel_size=2, padding=margin), pool(Y, kernel_size=2, padding=margin)
-    assert result is not None
+    result = reduce(torch.mul, factors)
     return result.mean() if size_average else result.mean(1)
 
 
@@ -157,7 +159,20 @@ def _plain(
     return pixels.flatten(2).mean(-1)
 
 
-class SSIM(nn.Module):
+class _Module(nn.Module):
+    """Keeps the options of a function, each under its name, and calls it with them."""
+
+    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__()
+        self._function, self._options = function, tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def forward(self, X: Tensor, Y: Tensor) -> Tensor:
+        return self._function(X, Y, **{name: getattr(self, name) for name in self._options})
+
+
+class SSIM(_Module):
     """Module form of :func:`ssim`; ``channel`` and ``spatial_dims`` are accepted for compatibility and not needed."""
 
     def __init__(
@@ -171,25 +186,18 @@ class SSIM(nn.Module):
         K: tuple[float, float] | list[float] = (0.01, 0.03),
         nonnegative_ssim: bool = False,
     ) -> None:
-        super().__init__()
-        self.data_range, self.size_average = data_range, size_average
-        self.win_size, self.win_sigma, self.K = win_size, win_sigma, K
-        self.nonnegative_ssim = nonnegative_ssim
-
-    def forward(self, X: Tensor, Y: Tensor) -> Tensor:
-        return ssim(
-            X,
-            Y,
-            data_range=self.data_range,
-            size_average=self.size_average,
-            win_size=self.win_size,
-            win_sigma=self.win_sigma,
-            K=self.K,
-            nonnegative_ssim=self.nonnegative_ssim,
+        super().__init__(
+            ssim,
+            data_range=data_range,
+            size_average=size_average,
+            win_size=win_size,
+            win_sigma=win_sigma,
+            K=K,
+            nonnegative_ssim=nonnegative_ssim,
         )
 
 
-class MS_SSIM(nn.Module):
+class MS_SSIM(_Module):
     """Module form of :func:`ms_ssim`; ``channel`` and ``spatial_dims`` as in :class:`SSIM`."""
 
     def __init__(
@@ -203,19 +211,12 @@ class MS_SSIM(nn.Module):
         weights: list[float] | None = None,
         K: tuple[float, float] | list[float] = (0.01, 0.03),
     ) -> None:
-        super().__init__()
-        self.data_range, self.size_average = data_range, size_average
-        self.win_size, self.win_sigma, self.K = win_size, win_sigma, K
-        self.weights = weights
-
-    def forward(self, X: Tensor, Y: Tensor) -> Tensor:
-        return ms_ssim(
-            X,
-            Y,
-            data_range=self.data_range,
-            size_average=self.size_average,
-            win_size=self.win_size,
-            win_sigma=self.win_sigma,
-            weights=self.weights,
-            K=self.K,
+        super().__init__(
+            ms_ssim,
+            data_range=data_range,
+            size_average=size_average,
+            win_size=win_size,
+            win_sigma=win_sigma,
+            weights=weights,
+            K=K,
         )
