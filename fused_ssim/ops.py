@@ -91,10 +91,11 @@ def ssim_sums(
         return _Sums.apply(operators, arguments, total, *xs, *ys)
     with contextlib.nullcontext() if compiling else _below_autograd():
         values = operators.ssim_sums(xs, ys, *arguments)[0]
-        return _total(values) if total else values
+        return sum_of_levels(values) if total else values
 
 
-def _total(values: Tensor) -> Tensor:
+def sum_of_levels(values: Tensor) -> Tensor:
+    """The sum over the first axis of (L,) or (L, N); the values themselves change their shape where L is 1."""
     # In place: autograd lets nobody write to a view that was made inside a function of its own (`loss += other`).
     return values.squeeze_(0) if len(values) == 1 else values.sum(0)
 
@@ -200,7 +201,7 @@ class _Sums(torch.autograd.Function):
         with _below_autograd():
             values, grads_x, grads_y = operators.ssim_sums(list(tensors[:levels]), list(tensors[levels:]), *arguments)
             if total:  # here, where it is no node of its own in the graph
-                values = _total(values)
+                values = sum_of_levels(values)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*grads_x, *grads_y)
         ctx.operators, ctx.saved = operators, _Saved(levels, bool(grads_x), bool(grads_y), grad_scale, total)

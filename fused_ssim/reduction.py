@@ -122,7 +122,7 @@ def reduce_levels(
         values = torch.where(totals == 0, torch.zeros_like(values), values / torch.where(totals == 0, 1.0, totals))
     if reduction == "level":
         return values
-    return values.squeeze(0) if len(levels) == 1 else values.sum(0)
+    return ops.sum_of_levels(values)
 
 
 def _with_weights_up_to_one(levels: list[Level], per_sample: bool) -> tuple[list[Level], Tensor]:
