@@ -23,12 +23,9 @@ from torch import Tensor
 import fused_ssim
 from benchmarks import gpu_ceilings, gpu_tables
 from benchmarks.gpu_cases import CASES, DRY_CASES, GRAPH_PIXELS, Case
-from benchmarks.measure import order
+from benchmarks.measure import GRADIENT_LIMIT, order
 from benchmarks.peers import PEERS, by_planes
 from fused_ssim.reference import min_max
-
-GRADIENT_LIMIT = 1e-3
-"""Relative L2 distance of a gradient's direction from the fp64 reference above which a loss is not timed."""
 
 TIMED = ("pytorch-msssim", "fussim", "rahul-goel/fused-ssim")
 """Peers of zero padding or whole windows, with a kernel of their own or the most users."""
