@@ -101,3 +101,10 @@ def pytest_collection_modifyitems(items) -> None:
         emulated_one = "cuda-emulated" in getattr(getattr(item, "callspec", None), "id", "")
         if emulated_one and item.path.name not in ("test_values.py", "test_reductions.py", "test_l1.py"):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

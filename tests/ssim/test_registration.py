@@ -59,13 +59,6 @@ CALLS = {
 }
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_whole_forward_and_backward(kernel_once, name):

@@ -49,31 +49,29 @@ TRANSFORMS = {
 }
 
 
+def check(device, transform, loss, compiled=False):
+    def transformed(x, y, tangent):
+        return TRANSFORMS[transform](loss, x, y, tangent)
+
+    x, y = (t.to(device) for t in pair((2, 3, 16, 18)))
+    tangent = torch.rand_like(x)
+    wide = (t.double() for t in (x, y, tangent))
+    want = TRANSFORMS[transform](lambda x, y: loss(x, y, backend="reference"), *wide)
+    got = (torch.compile(transformed, backend="aot_eager") if compiled else transformed)(x, y, tangent)
+    assert_close(got, want, SECOND_LIMIT if transform == "hessian times vector" else LIMIT, transform)
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_transforms(device, transform, loss):
-    loss, transformed = LOSSES[loss], TRANSFORMS[transform]
-    x, y = (t.to(device) for t in pair((2, 3, 16, 18)))
-    tangent = torch.rand_like(x)
-    want = transformed(lambda x, y: loss(x, y, backend="reference"), x.double(), y.double(), tangent.double())
-    limit = SECOND_LIMIT if transform == "hessian times vector" else LIMIT
-    assert_close(transformed(loss, x, y, tangent), want, limit, transform)
+    check(device, transform, LOSSES[loss])
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "per-sample gradients", "hessian times vector"])
 def test_transforms_in_a_compiled_program(device, transform):
     """There too: a tangent of zero without a word would be the least that a kernel did."""
-    loss, transformed = fused_ssim.ssim_loss, TRANSFORMS[transform]
-    x, y = (t.to(device) for t in pair((2, 3, 16, 18)))
-    tangent = torch.rand_like(x)
-    want = transformed(lambda x, y: loss(x, y, backend="reference"), x.double(), y.double(), tangent.double())
-    torch._dynamo.reset()
-    try:
-        compiled = torch.compile(lambda x, y, tangent: transformed(loss, x, y, tangent), backend="aot_eager")
-        limit = SECOND_LIMIT if transform == "hessian times vector" else LIMIT
-        assert_close(compiled(x, y, tangent), want, limit, transform)
-    finally:
-        torch._dynamo.reset()
+    check(device, transform, fused_ssim.ssim_loss, compiled=True)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
