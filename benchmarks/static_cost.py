@@ -236,6 +236,7 @@ PLANS = {
     "pyramid": Case("five levels in one launch", tuple((32, *size) for size in FPN), 8, blocks=85),
     "strips and bands": Case("1080 x 1920, 11 strips, 8 bands", ((1, 1080, 1920),), 44, blocks=88),
     "short bands": Case("256 x 256, 2 strips, 22 bands", ((1, 256, 256),), 44, blocks=44),
+    "valid": Case("1080 x 1920, valid", ((1, 1080, 1920),), 44, padding="valid", blocks=88),
     "packed, three": Case("25 x 38, several beside each other", ((60, 25, 38),), 2),
     "packed, six": Case("13 x 19, several beside each other", ((60, 13, 19),), 2),
     "general": Case("general kernel, gradients of x and y", both=True),

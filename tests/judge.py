@@ -52,6 +52,19 @@ def tolerance(
     return TOLERANCES[dtype] if smooth or dtype != torch.float32 else SEPARATE_FLOAT32
 
 
+def window_options(padding: str, *shapes: Sequence[int]) -> dict[str, str | int]:
+    """``padding``, and under "valid" the largest window that fits into every shape (..., H, W).
+
+    A window of three pixels at least: with one, variances are nothing but rounding.
+    """
+    if padding != "valid":
+        return {"padding": padding}
+    side = min(min(shape[-2:]) for shape in shapes)
+    if side < 3:
+        raise ValueError(f"no window of three pixels fits into {shapes}")
+    return {"padding": padding, "window_size": min(11, side - 1 + side % 2)}
+
+
 def relative_l2(result: Tensor, expected: Tensor) -> float:
     """``|result - expected| / |expected|`` over all elements; inf if anything is not finite.
 

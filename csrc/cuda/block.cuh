@@ -8,7 +8,8 @@
 namespace ssim {
 
 // Which calls a kernel serves. The other two are lean: E is the type of the pixels, and there is no weight, no map and
-// no other form than kPlain. Of kAll all of that is decided while it runs, and padding too.
+// no other form than kPlain. kSame serves "valid", too: there are no partials in the margin. Of kAll all of that is
+// decided while it runs, and padding too.
 enum class Serves { kAll, kSame, kReflect };
 
 // One instantiation of the kernel. `tracks`: it sums what minimum and maximum receive of the gradient.

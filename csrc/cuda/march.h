@@ -28,8 +28,8 @@ constexpr KernelShape general_shape() {
 
 // The gradient of x alone, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32 bits. `tracks`: it
 // also fills range_sums.
-MarchKernel<float> lean_march_same(DType dtype, bool tracks);
-MarchKernel<float> lean_march_reflect(DType dtype);  // tracks where asked
+MarchKernel<float> lean_march_same(DType dtype, bool tracks);  // and "valid"
+MarchKernel<float> lean_march_reflect(DType dtype);            // tracks where asked
 
 // Everything else. sides: 0 no gradient, 2 gradients of x, y or both.
 MarchKernel<float> general_march_float(bool separate, int sides);

@@ -14,7 +14,7 @@ namespace {
 template <class T>
 MarchKernel<T> choose_kernel(const Problem& p, const std::vector<Level>& levels) {
   const bool separate = p.form() == Form::kSeparate;
-  bool grad_x = false, grad_y = false, plain = p.form() == Form::kPlain && p.padding != Padding::kValid;
+  bool grad_x = false, grad_y = false, plain = p.form() == Form::kPlain;
   for (const Level& level : levels) {
     grad_x = grad_x || level.grad_x.data;
     grad_y = grad_y || level.grad_y.data;
@@ -24,7 +24,7 @@ MarchKernel<T> choose_kernel(const Problem& p, const std::vector<Level>& levels)
   if constexpr (sizeof(T) == sizeof(float)) {
     const DType dtype = levels[0].x.dtype;
     if (plain && grad_x && !grad_y)
-      return p.padding == Padding::kSame ? lean_march_same(dtype, tracks) : lean_march_reflect(dtype);
+      return p.padding == Padding::kReflect ? lean_march_reflect(dtype) : lean_march_same(dtype, tracks);
     return general_march_float(separate, grad_x || grad_y ? 2 : 0);
   } else {
     return general_march_double(separate, grad_x || grad_y ? 2 : 0);

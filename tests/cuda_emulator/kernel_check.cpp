@@ -81,6 +81,13 @@ const Case kLean[] = {
      .c = 5,
      .padding = Padding::kReflect,
      .normalize = Normalize::kChannel},
+    {.name = "valid strips and bands", .sizes = {{70, 300}}, .multiprocessors = 4, .padding = Padding::kValid},
+    {.name = "valid, packed",
+     .sizes = {{13, 19}, {12, 11}},
+     .c = 5,
+     .dtype = DType::kFloat16,
+     .padding = Padding::kValid,
+     .normalize = Normalize::kChannel},
 };
 const Case kGeneral[] = {
     {.name = "reflect",

@@ -50,6 +50,7 @@ PLANS = {
     "pyramid": 256,
     # 20 of 155 rows are computed for the neighbouring bands, and 8 to 16 of 192 columns for the neighbouring strips.
     "strips and bands": 267,
+    "valid": 267,
     # 20 of 32 rows: a single small image has too few pixels for 132 multiprocessors, and all but waiting is free.
     "short bands": 594,
     "packed, three": 362,

@@ -68,6 +68,12 @@ def test_mirrors(shape, dtype):
     assert [name for name in kernels_run if "ServesE2E" in name]
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 13, 19), (1, 2, 40, 48), (1, 1, 61, 301)], ids=str)
+def test_whole_windows_only(shape):
+    kernels_run = check(LEAN, shape, padding="valid")
+    assert [name for name in kernels_run if "ServesE1E" in name]
+
+
 @pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
 def test_general_kernel(padding):
     check(GENERAL, (1, 2, 20, 27), both=True, padding=padding)

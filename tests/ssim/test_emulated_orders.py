@@ -29,11 +29,12 @@ def test_value_and_gradients(backend, shape, padding, reduction):
         assert_close(result, expected, tolerance(x.dtype).gradient, name)
 
 
-@pytest.mark.parametrize("padding", ["same", "reflect"])
+@pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
 def test_rescaled_pyramid(backend, padding):
     """Against the reference, through autograd; only by x, as in training, where the lean kernel serves."""
     pairs = [pair((2, 3, h, w)) for h, w in ((25, 38), (7, 12))]
-    options = {"normalize": "channel", "detach_range": False, "padding": padding}
+    window = judge.window_options(padding, *(x.shape for x, _ in pairs))
+    options = {"normalize": "channel", "detach_range": False, **window}
     results = []
     for name, dtype in ((backend, pairs[0][0].dtype), ("reference", torch.float64)):
         xs = [x.detach().to(dtype).requires_grad_() for x, _ in pairs]

@@ -108,7 +108,7 @@ def test_levels_cut_into_strips_and_bands(backend, normalize, padding):
     compare(backend, CUT, normalize, True, "level", [1.0, 3.0, 0.0], padding=padding)
 
 
-@pytest.mark.parametrize("padding", ["same", "reflect"])
+@pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
 @pytest.mark.parametrize("detach_range", [True, False])
 @pytest.mark.parametrize("normalize", ["tensor", "sample", "channel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -121,11 +121,12 @@ def test_training(backend, dtype, normalize, detach_range, padding):
 
 def train(backend, shapes, normalize, detach_range, factors, limit, dtype, padding):
     emulated.forget(backend.name)
-    compare(backend, shapes, normalize, detach_range, "mean", factors, limit, dtype, both=False, padding=padding)
+    options = judge.window_options(padding, *shapes)
+    compare(backend, shapes, normalize, detach_range, "mean", factors, limit, dtype, both=False, **options)
     emulated.check_served(backend.name, padding)
 
 
-@pytest.mark.parametrize("padding", ["same", "reflect"])
+@pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
 @pytest.mark.parametrize("detach_range", [True, False])
 @pytest.mark.parametrize("normalize", [None, "channel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
