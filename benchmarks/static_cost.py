@@ -216,7 +216,8 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     padding: str = "same"
     rescaled: bool = False  # as in distillation: min-max by channel, with its gradient
-    both: bool = False  # gradients of x and y, which take the general kernel
+    grads: int = 1  # of x, of y too, or none; the last two take the general kernel
+    weighted: bool = False  # so does this, of one level
     blocks: int = 0  # that the plan must make, so that the row is what it is called; 0: of any number
 
 
@@ -239,18 +240,24 @@ PLANS = {
     "valid": Case("1080 x 1920, valid", ((1, 1080, 1920),), 44, padding="valid", blocks=88),
     "packed, three": Case("25 x 38, several beside each other", ((60, 25, 38),), 2),
     "packed, six": Case("13 x 19, several beside each other", ((60, 13, 19),), 2),
-    "general": Case("general kernel, gradients of x and y", both=True),
+    "general": Case("general kernel, gradients of x and y", grads=2),
+    "weighted": Case("general kernel, a weight", weighted=True),
+    "value": Case("general kernel, the value alone", grads=0),
 }
 
 
 @cache
 def _run(case: Case) -> dict[str, compiled.Executed]:
     xs, ys = ([torch.rand(1, *level).to(case.dtype) for level in case.levels] for _ in range(2))
-    for t in (*xs, *(ys if case.both else ())):
+    for t in [*xs, *ys][: case.grads * len(xs)]:
         t.requires_grad_()
     options = {"normalize": "channel", "detach_range": False} if case.rescaled else {"normalize": None}
-    with compiled.interpreted(SOURCES, [*xs, *ys], case.multiprocessors, resident_blocks=32) as kernels_run:
-        fused_ssim.pyramid_ssim_loss(xs, ys, padding=case.padding, backend=emulated.NAME, **options)
+    weights = [torch.rand(1, *case.levels[0])] if case.weighted else []
+    with compiled.interpreted(SOURCES, [*xs, *ys, *weights], case.multiprocessors, resident_blocks=32) as kernels_run:
+        if weights:
+            fused_ssim.ssim_loss(*xs, *ys, weight=weights[0], padding=case.padding, backend=emulated.NAME)
+        else:
+            fused_ssim.pyramid_ssim_loss(xs, ys, padding=case.padding, backend=emulated.NAME, **options)
     return kernels_run
 
 
@@ -268,7 +275,7 @@ def ours(arch: int, case: Case) -> Cost:
     shared = main.shared_bytes + max(f.shared_bytes for f in found)
     programs, counts = [e.program for e in kernels_run.values()], [e.counts for e in kernels_run.values()]
     # Rescaling reads x and y once more before, and x once more behind, for the gradient of minimum and maximum.
-    elements = 6.0 if case.rescaled else 4.0 if case.both else 3.0
+    elements = 6.0 if case.rescaled else 2.0 + case.grads + case.weighted
     size = elements * torch.empty(0, dtype=case.dtype).element_size()
     pixels = sum(math.prod(level) for level in case.levels)
     return _cost(case.name, found, programs, counts, main.block, shared, pixels, size)

@@ -55,7 +55,9 @@ struct Rescale {
 // those from here it must be told.)
 template <class T>
 struct LeanTables {
-  alignas(16) int64_t steps[3];  // of x, y (from row to row if mirrored) and the gradient from chunk to chunk, in bytes
+  // In bytes: of x and y from chunk to chunk, where a kernel may mirror from row to row; of the gradient from chunk to
+  // chunk.
+  alignas(16) int64_t steps[3];
   Piece piece;
   LevelArgs<T> level;
   Rescale<T> rescale[kMaxThreads / kSegment];
@@ -77,14 +79,14 @@ struct Block {
   static constexpr bool kMayMirror = !K::lean || K::mirrors;
   using TablesOf = std::conditional_t<kMayMirror, Tables<T>, LeanTables<T>>;
   static constexpr int kTables = !K::lean ? kTableBytes : K::mirrors ? kMirrorTableBytes : kLeanTableBytes;
-  static constexpr int kTask = K::lean ? kTaskBytes : 0;
   static constexpr int kCellRows = R + 1;  // one more than used: 8 neighbouring threads then hit different banks
   static_assert(sizeof(TablesOf) <= kTables, "KernelShape::shared_bytes reserves too little");
-  static_assert(!K::lean || sizeof(Task<typename K::E>) == kTask, "and so for tasks");
+  static_assert(sizeof(Task<typename K::E>) == kTaskBytes, "and so for tasks");
 
   const LaunchArgs<T>& launch;
   const int threads, thread, ring_pitch;
   TablesOf* const tables;
+  T* const seeds;  // of a chunk, row by row: of the general kernel
   Pair<T>* const ring;
   Values* const cells;
   const Piece& piece;
@@ -98,7 +100,8 @@ struct Block {
         thread(static_cast<int>(threadIdx.x)),
         ring_pitch(threads + 2 * kMargin + 2),
         tables(reinterpret_cast<TablesOf*>(memory)),
-        ring(reinterpret_cast<Pair<T>*>(memory + kTables + threads * kTask)),
+        seeds(reinterpret_cast<T*>(memory + kTables + threads * kTaskBytes)),
+        ring(reinterpret_cast<Pair<T>*>(seeds + (K::lean ? 0 : R * threads))),
         cells(reinterpret_cast<Values*>(ring + kRing * ring_pitch)),
         piece(tables->piece),
         level(tables->level),
@@ -107,8 +110,6 @@ struct Block {
 
   SSIM_DEVICE int first_row(int chunk) const { return piece.first_row + chunk * R; }
 
-  SSIM_DEVICE Pair<T>* ring_row(int row) const { return ring_line(row - piece.first_row); }
-
   // u, v of the block's column 0, of the line-th row from its first on.
   SSIM_DEVICE Pair<T>* ring_line(int line) const {
     return ring + static_cast<unsigned>(line) % kRing * ring_pitch + kMargin;
@@ -116,22 +117,18 @@ struct Block {
 
   SSIM_DEVICE Values* cells_of(int local) const { return cells + (local + kMargin) * kCellRows; }
 
-  // Of a lean kernel.
   SSIM_DEVICE Task<typename K::E>& task_of(int of_thread) const {
     return reinterpret_cast<Task<typename K::E>*>(reinterpret_cast<unsigned char*>(tables) + kTables)[of_thread];
   }
 
+  // Of those of the block, the one of a thread's task.
   SSIM_DEVICE int map_of(int of_thread) const {
     if constexpr (K::lean) return task_of(of_thread).map;
-    return 0;
+    return static_cast<int>(column_at(piece, level, of_thread & ~(R - 1)).map);
   }
 
   // Where column 0 of the map of a thread's task stands, counted from the block's.
-  SSIM_DEVICE int begin_of_map(int of_thread) const {
-    if constexpr (K::lean) return map_of(of_thread) * level.slot - piece.origin;
-    const int local = of_thread & ~(R - 1);
-    return local - column_at(piece, level, local).column;
-  }
+  SSIM_DEVICE int begin_of_map(int of_thread) const { return map_of(of_thread) * level.slot - piece.origin; }
 
   SSIM_DEVICE int64_t offset_of(const View& view, uint32_t map, int row, int column) const {
     return plane_offset(view, level, piece.first_plane + map) + static_cast<int64_t>(row) * view.stride_h +
@@ -185,6 +182,11 @@ struct Block {
         tables->steps[0] = found_level.x.stride_h * (kRows * int64_t{sizeof(typename K::E)});
         tables->steps[1] = found_level.y.stride_h * (kRows * int64_t{sizeof(typename K::E)});
         tables->steps[2] = found_level.grad_x.stride_h * int64_t{R * sizeof(typename K::E)};
+      } else {
+        as_pixels<T>(found_level.x.dtype, [&](auto pixel) {
+          tables->steps[0] = found_level.x.stride_h * int64_t{sizeof(pixel)};
+          tables->steps[1] = found_level.y.stride_h * int64_t{sizeof(pixel)};
+        });
       }
     }
     __syncthreads();

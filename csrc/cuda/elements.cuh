@@ -16,6 +16,34 @@ struct alignas(4 * sizeof(E)) Four {
   E v[4];
 };
 
+// Calls use(P()) with the type P of `dtype`, so that what is done to many elements asks for it once.
+template <class Use>
+SSIM_DEVICE void as_type(DType dtype, const Use& use) {
+  switch (dtype) {
+    case DType::kFloat16: use(c10::Half()); break;
+    case DType::kBFloat16: use(c10::BFloat16()); break;
+    case DType::kFloat32: use(float()); break;
+    default: use(double()); break;
+  }
+}
+
+// The same for pixels of x, y and gradients: T is double where they are, and else they are not.
+template <class T, class Use>
+SSIM_DEVICE void as_pixels(DType dtype, const Use& use) {
+  if constexpr (std::is_same_v<T, double>)
+    use(double());
+  else if (dtype == DType::kFloat32)
+    use(float());
+  else if (dtype == DType::kFloat16)
+    use(c10::Half());
+  else
+    use(c10::BFloat16());
+}
+
+SSIM_DEVICE int64_t bytes_of_element(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 template <class T>
 SSIM_DEVICE T load_any(const View& view, int64_t offset) {
   switch (view.dtype) {

@@ -6,7 +6,7 @@
 namespace ssim {
 
 // Where all rows of x, y and the gradient allow it (`vectors`), a thread takes R pixels of one row, four at a time,
-// else of one column. A lean kernel has them on their way while the chunk before is computed.
+// else of one column. They are on their way while the chunk before is computed.
 template <class K>
 class Loads {
   using T = typename K::T;
@@ -17,17 +17,39 @@ class Loads {
   SSIM_DEVICE Loads(const Block<K>& block, Roles is) : b_(block), is_(is) {
     if constexpr (K::lean) {
       Task<E> task = task_at(b_.thread & ~(R - 1));
-      if (!b_.level.vectors) move_to_column(task);
+      if (!b_.level.vectors) move_to_column(task, b_.thread, is_(kLoadsColumn));
       b_.task_of(b_.thread) = task;
+    } else {
+      b_.task_of(b_.thread) = column_task(b_.thread, is_(kLoadsColumn));
     }
   }
 
-  // R pixels of x and y, on their way.
+  // R pixels of x and y, on their way; of the general kernel in bits, since whoever converts them waits for them.
   struct Vectors {
     Four<E> x[R / 4], y[R / 4];
+    template <class P>
+    SSIM_DEVICE void put(int j, P of_x, P of_y) {
+      x[j / 4].v[j % 4] = of_x, y[j / 4].v[j % 4] = of_y;
+    }
+    template <class P>
+    SSIM_DEVICE Pair<P> get(int j) const {
+      return {x[j / 4].v[j % 4], y[j / 4].v[j % 4]};
+    }
   };
-  struct Nothing {};
-  using Pixels = std::conditional_t<K::lean, Vectors, Nothing>;
+  struct Bits {
+    std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t> x[R] = {}, y[R] = {};
+    template <class P>
+    SSIM_DEVICE void put(int j, P of_x, P of_y) {
+      memcpy(&x[j], &of_x, sizeof(P)), memcpy(&y[j], &of_y, sizeof(P));
+    }
+    template <class P>
+    SSIM_DEVICE Pair<P> get(int j) const {
+      Pair<P> pair;
+      memcpy(&pair.u, &x[j], sizeof(P)), memcpy(&pair.v, &y[j], sizeof(P));
+      return pair;
+    }
+  };
+  using Pixels = std::conditional_t<K::lean, Vectors, Bits>;
 
   // Takes the rows of a chunk from global memory.
   template <bool vectors>
@@ -35,7 +57,11 @@ class Loads {
     if constexpr (vectors)
       fetch_row(b_.task_of(fresh_thread()), chunk, pixels);
     else if constexpr (K::lean)
-      fetch_column(b_.task_of(fresh_thread()), chunk, pixels);
+      fetch_column<E>(b_.task_of(fresh_thread()), chunk, is_(kLoadsColumn), pixels);
+    else
+      as_pixels<T>(b_.level.x.dtype, [&](auto pixel) {
+        fetch_column<decltype(pixel)>(b_.task_of(fresh_thread()), chunk, is_(kLoadsColumn), pixels);
+      });
   }
 
   // Puts them into the ring.
@@ -46,20 +72,16 @@ class Loads {
       keep_row(b_.task_of(thread), local, chunk, pixels, is_(kOwnsRow));
       if (is_(kLoadsHalo) && thread < 2 * kMargin) keep_halo(local, chunk);
     } else if constexpr (K::lean) {
-      const int thread = fresh_thread();
-      if (is_(kLoadsColumn)) keep_column(thread, chunk, pixels);
-      if (is_(kLoadsHalo) && thread < 2 * kMargin)
-        load_column(thread < kMargin ? thread - kMargin : b_.threads + thread - kMargin, chunk);
+      keep_columns<E>(fresh_thread(), chunk, pixels);
     } else {
-      const int beyond = is_(kLoadsHalo) ? kMargin : 0;
-      for (int local = b_.thread - beyond; local < b_.threads + beyond; local += b_.threads) load_column(local, chunk);
+      as_pixels<T>(b_.level.x.dtype, [&](auto pixel) { keep_columns<decltype(pixel)>(fresh_thread(), chunk, pixels); });
     }
   }
 
   // Continues a row of the chunk, which the ring holds, beyond the borders of its map.
   SSIM_DEVICE void mirror(int chunk) const {
     if (!is_(kMirrorsRow)) return;
-    const int thread = K::lean ? fresh_thread() : b_.thread, begin = b_.begin_of_map(thread), w = b_.level.w;
+    const int thread = fresh_thread(), begin = b_.begin_of_map(thread), w = b_.level.w;
     const int column = (thread & ~(R - 1)) - begin;  // of the thread's R pixels
     Pair<T>* const line = b_.ring_line(chunk * R + (thread & (R - 1))) + begin;
     const bool left = column == 0, right = column + R >= b_.piece.partial_col1;
@@ -118,15 +140,28 @@ class Loads {
     return task;
   }
 
-  SSIM_DEVICE void move_to_column(Task<E>& task) const {
-    const Column at = column_at(b_.piece, b_.level, b_.thread);
+  SSIM_DEVICE void move_to_column(Task<E>& task, int local, bool there) const {
+    const Column at = column_at(b_.piece, b_.level, local);
     task.x = static_cast<const E*>(b_.args.x.data), task.y = static_cast<const E*>(b_.args.y.data);
-    if (!is_(kLoadsColumn)) return;
+    if (!there) return;
     const int row = b_.piece.first_row, from = K::mirrors ? 0 : row;
     task.x += b_.offset_of(b_.args.x, at.map, from, at.column);
     task.y += b_.offset_of(b_.args.y, at.map, from, at.column);
     task.grad_x =
         static_cast<E*>(b_.args.grad_x.data) + b_.offset_of(b_.args.grad_x, at.map, row - 2 * kRadius, at.column);
+  }
+
+  // Of the general kernel.
+  SSIM_DEVICE Task<E> column_task(int local, bool there) const {
+    const Column at = column_at(b_.piece, b_.level, local);
+    const auto begin = [&](const View& view, int margin) -> void* {
+      if (!view.data || !there) return view.data;
+      const int64_t offset = b_.offset_of(view, at.map, 0, at.column - margin);
+      return static_cast<char*>(view.data) + offset * bytes_of_element(view.dtype);
+    };
+    const int margin = b_.launch.margin;
+    return {begin(b_.args.x, 0),        begin(b_.args.y, 0),      begin(b_.args.seed, margin),
+            begin(b_.args.map, margin), begin(b_.args.grad_x, 0), begin(b_.args.grad_y, 0)};
   }
 
   // Whoever has no pixels here reads something nevertheless: keep_row knows.
@@ -180,82 +215,83 @@ class Loads {
   }
 
   // As fetch_row: rows that are not there are those before once more.
-  SSIM_DEVICE void fetch_column(const Task<E>& task, int chunk, Pixels& pixels) const {
-    if constexpr (K::mirrors) {
-      fetch_mirrored_column(task, b_.first_row(chunk), pixels);
-      return;
-    }
-    const int left = b_.piece.load_end - b_.first_row(chunk);
-    const int count = is_(kLoadsColumn) && left > 0 ? left : 0;
-    const int from = count > 0 ? chunk : 0;
-    const E* x = further(in_global_memory(task.x), from, b_.tables->steps[0]);
-    const E* y = further(in_global_memory(task.y), from, b_.tables->steps[1]);
+  template <class P>
+  SSIM_DEVICE void fetch_column(const Task<E>& task, int chunk, bool there, Pixels& pixels) const {
+    if constexpr (!K::lean || K::mirrors) {
+      fetch_mirrored_column<P>(task, b_.first_row(chunk), pixels);
+    } else {
+      const int left = b_.piece.load_end - b_.first_row(chunk);
+      const int count = there && left > 0 ? left : 0;
+      const int from = count > 0 ? chunk : 0;
+      const P* x = further(in_global_memory(task.x), from, b_.tables->steps[0]);
+      const P* y = further(in_global_memory(task.y), from, b_.tables->steps[1]);
 #pragma unroll
-    for (int j = 0; j < R; ++j) {
-      pixels.x[j / 4].v[j % 4] = *x;
-      pixels.y[j / 4].v[j % 4] = *y;
-      if (j + 1 < count) x += b_.level.x.stride_h, y += b_.level.y.stride_h;
+      for (int j = 0; j < R; ++j) {
+        pixels.template put<P>(j, *x, *y);
+        if (j + 1 < count) x += b_.level.x.stride_h, y += b_.level.y.stride_h;
+      }
     }
   }
 
+  // Rows beyond the map are mirrored, be it that nobody keeps them.
+  template <class P>
   SSIM_DEVICE void fetch_mirrored_column(const Task<E>& task, int first, Pixels& pixels) const {
-    const E* x = in_global_memory(task.x);
-    const E* y = in_global_memory(task.y);
+    const P* x = in_global_memory(static_cast<const P*>(task.x));
+    const P* y = in_global_memory(static_cast<const P*>(task.y));
     if (first >= 0 && first + R <= b_.level.h) {
       x = further(x, first, b_.tables->steps[0]), y = further(y, first, b_.tables->steps[1]);
 #pragma unroll
-      for (int j = 0; j < R; ++j, x += b_.level.x.stride_h, y += b_.level.y.stride_h)
-        pixels.x[j / 4].v[j % 4] = *x, pixels.y[j / 4].v[j % 4] = *y;
+      for (int j = 0; j < R; ++j, x += b_.level.x.stride_h, y += b_.level.y.stride_h) pixels.template put<P>(j, *x, *y);
       return;
     }
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       const int row = mirrored(first + j, b_.level.h);
-      pixels.x[j / 4].v[j % 4] = *further(x, row, b_.tables->steps[0]);
-      pixels.y[j / 4].v[j % 4] = *further(y, row, b_.tables->steps[1]);
+      pixels.template put<P>(j, *further(x, row, b_.tables->steps[0]), *further(y, row, b_.tables->steps[1]));
     }
   }
 
-  SSIM_DEVICE void keep_column(int thread, int chunk, const Pixels& pixels) {
-    const Column at = column_at(b_.piece, b_.level, thread);
+  template <class P>
+  SSIM_DEVICE void keep_columns(int thread, int chunk, const Pixels& pixels) {
+    if (is_(kLoadsColumn)) keep_column<P>(thread, chunk, pixels, is_(kOwnsColumn));
+    if (!is_(kLoadsHalo) || thread >= 2 * kMargin) return;
+    // What strips need of their neighbours.
+    const int local = thread < kMargin ? thread - kMargin : b_.threads + thread - kMargin;
+    const Column at = column_at(b_.piece, b_.level, local);
+    if (at.column < 0 || at.column >= b_.level.w) return;
+    Task<E> task;
+    if constexpr (K::lean)
+      move_to_column(task, local, true);
+    else
+      task = column_task(local, true);
+    Pixels halo;
+    fetch_column<P>(task, chunk, true, halo);
+    keep_column<P>(local, chunk, halo, false);
+  }
+
+  template <class P>
+  SSIM_DEVICE void keep_column(int local, int chunk, const Pixels& pixels, bool own) {
+    const Column at = column_at(b_.piece, b_.level, local);
     const int first = b_.first_row(chunk), count = b_.piece.load_end - first;
-    const bool sums_l1 = is_(kSumsL1) && is_(kOwnsColumn);
+    const bool sums_l1 = is_(kSumsL1) && own;
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       if (j >= count) continue;  // nobody would read them
-      const Pair<T> pair =
-          rescaled(static_cast<T>(pixels.x[j / 4].v[j % 4]), static_cast<T>(pixels.y[j / 4].v[j % 4]), at.map);
-      b_.ring_line(chunk * R + j)[thread] = pair;
-      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1) l1_sum() += magnitude(pair.v);
+      const Pair<P> pixel = pixels.template get<P>(j);
+      const Pair<T> pair = rescaled(static_cast<T>(pixel.u), static_cast<T>(pixel.v), at.map);
+      b_.ring_line(chunk * R + j)[local] = pair;
+      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1)
+        l1_sum() += magnitude(pair.v) * b_.seed_at(at.map, first + j, at.column);
     }
   }
 
-  // What strips need of their neighbours.
+  // The same of rows, four pixels at a time.
   SSIM_DEVICE void keep_halo(int local, int chunk) {
     local = local < kMargin ? local - kMargin : b_.threads + local - kMargin;
     const Task<E> task = task_at(local);
     Pixels pixels;
     fetch_row(task, chunk, pixels);
     keep_row(task, local, chunk, pixels, false);
-  }
-
-  SSIM_DEVICE void load_column(int local, int chunk) {
-    const Column at = column_at(b_.piece, b_.level, local);
-    if (at.map >= b_.piece.maps || at.column < 0 || at.column >= b_.level.w) return;
-    const bool own =
-        is_(kSumsL1) && at.column >= b_.piece.col0 && at.column < b_.piece.col1 && local >= 0 && local < b_.threads;
-    const int64_t x = b_.offset_of(b_.args.x, at.map, 0, at.column);
-    const int64_t y = b_.offset_of(b_.args.y, at.map, 0, at.column);
-    const int first = b_.first_row(chunk), end = smaller(first + R, b_.piece.load_end);
-#pragma unroll 1
-    for (int row = first; row < end; ++row) {
-      const int64_t source_row = b_.mirror ? mirrored(row, b_.level.h) : row;
-      const Pair<T> pair = rescaled(b_.load(b_.args.x, x + source_row * b_.args.x.stride_h),
-                                    b_.load(b_.args.y, y + source_row * b_.args.y.stride_h), at.map);
-      b_.ring_row(row)[local] = pair;
-      if (own && row >= b_.piece.row0 && row < b_.piece.row1)
-        l1_sum() += magnitude(pair.v) * b_.seed_at(at.map, row, at.column);
-    }
   }
 
   SSIM_DEVICE static T magnitude(T value) { return value < T(0) ? -value : value; }

@@ -21,12 +21,7 @@ class March {
   using Values = typename Block<K>::Values;
 
  public:
-  SSIM_DEVICE explicit March(const Block<K>& block)
-      : b_(block),
-        is_(roles_of(block)),
-        loads_(block, is_),
-        task_(column_at(block.piece, block.level, task_local(block.thread))),
-        column_(column_at(block.piece, block.level, block.thread)) {}
+  SSIM_DEVICE explicit March(const Block<K>& block) : b_(block), is_(roles_of(block)), loads_(block, is_) {}
 
   SSIM_DEVICE void run() {
     if (K::lean && b_.level.vectors)
@@ -53,7 +48,10 @@ class March {
     }
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
+      Seeds seeds;
+      if constexpr (!K::lean) fetch_seeds(chunk, seeds);
       if (is_(kFiltersRow)) horizontal_moments(chunk);
+      if constexpr (!K::lean) keep_seeds(seeds);
       if (K::sides && !vectors && is_(kOwnsColumn) && chunk > 0) write_gradients(chunk - 1);
       __syncthreads();
       typename Loads<K>::Pixels pixels;  // on their way meanwhile
@@ -84,6 +82,10 @@ class March {
     roles.set(kLoadsHalo, block.level.strips > 1);
     roles.set(kRescales, block.level.ranges != nullptr);
     roles.set(kSumsL1, block.level.value_l1 != 0);
+    if constexpr (!K::lean) {
+      roles.set(kWeighs, block.args.seed.data != nullptr);
+      roles.set(kWritesMap, roles(kOwnsColumn) && block.args.map.data != nullptr);
+    }
     if (block.mirror) set_mirrors(roles, p, block.level.w, task.column, column.column);
     roles.seal();
     return roles;
@@ -103,8 +105,8 @@ class March {
     else
       return ssim_sum_;
   }
-  SSIM_DEVICE int thread() const { return K::lean ? fresh_thread() : b_.thread; }
-  SSIM_DEVICE Column column() const { return K::lean ? column_at(b_.piece, b_.level, fresh_thread()) : column_; }
+  // The column that this thread filters along.
+  SSIM_DEVICE Column column() const { return column_at(b_.piece, b_.level, fresh_thread()); }
   // In the horizontal filters a thread takes R pixels of one row of the chunk, from this column of the block on.
   SSIM_DEVICE static int task_local(int thread) { return thread & ~(R - 1); }
   SSIM_DEVICE static int task_row(int thread) { return thread & (R - 1); }
@@ -113,9 +115,9 @@ class March {
 
   // Filters R pixels of one row of u, v and their products.
   SSIM_DEVICE void horizontal_moments(int chunk) const {
-    const int thread = this->thread(), row = b_.first_row(chunk) + task_row(thread);
+    const int thread = fresh_thread(), row = b_.first_row(chunk) + task_row(thread);
     if (row >= b_.piece.load_end) {
-      if (K::lean && !K::mirrors) {  // vertical() does not ask
+      if (!K::mirrors) {  // vertical() does not ask
 #pragma unroll
         for (int o = 0; o < R; ++o) b_.cells_of(task_local(thread) + o)[task_row(thread)] = {};
       }
@@ -162,7 +164,7 @@ class March {
   // ---- SSIM and its partials ----
 
   SSIM_DEVICE void vertical(int chunk) {
-    Values* cell = b_.cells_of(thread());
+    Values* cell = b_.cells_of(fresh_thread());
     if (!is_(kHasPartials)) {
       if (K::sides && !b_.mirror) {  // if mirrored, images may stand here
 #pragma unroll
@@ -174,12 +176,9 @@ class March {
     }
     const int first = b_.first_row(chunk);
     T sum = T(0);
-    if constexpr (!K::lean) {
-#pragma unroll 1
-      for (int j = 0; j < R; ++j) vertical_row(cell[j], first + j, sum);
-    } else if (first >= b_.piece.inside_row0 && first < b_.piece.inside_row1) {
-#pragma unroll
-      for (int j = 0; j < R; ++j) plain_row(cell[j], true, b_.launch.taps, sum);
+    if (first >= b_.piece.inside_row0 && first < b_.piece.inside_row1) {
+#pragma unroll(K::lean ? R : 1)
+      for (int j = 0; j < R; ++j) row_with_partials(cell[j], j, first, true, b_.launch.taps, sum);
     } else {
       edge_rows(cell, first, sum);
     }
@@ -189,7 +188,7 @@ class March {
   // Continues the filtered partials of a chunk beyond the borders of their map, and doubles those at a border: so the
   // horizontal filter is the adjoint of a mirrored one, but for a factor of 2 at borders (docs/math.md).
   SSIM_DEVICE void mirror_cells() const {
-    Values* const cell = b_.cells_of(thread());
+    Values* const cell = b_.cells_of(fresh_thread());
     const int column = this->column().column, w = b_.level.w, right = w - 1 - column;
     if (w <= kRadius + 1) {  // an image may be one of a border, or of an image
       if (w > 1 && (column == 0 || right == 0)) copy_cells(cell, 0, T(2));
@@ -215,16 +214,33 @@ class March {
     }
   }
 
-  // vertical_row of a lean kernel where it has partials; `own`: where SSIM counts.
-  SSIM_DEVICE void plain_row(Values& cell, bool own, const T* taps, T& sum) {
+  // Row j of a chunk: takes its moments from the cell, and leaves there the filtered partials kTaps - 1 rows above.
+  // `own`: where SSIM counts.
+  SSIM_DEVICE void row_with_partials(Values& cell, int j, int first, bool own, const T* taps, T& sum) {
     T m[K::moments];
     push_moments(cell, m);
     const Pixel<T> pixel = ssim_of(m);
-    const Adjoint<T> a = adjoint_x<K::separate>(pixel);
-    T partials[K::partials] = {a.a, a.b, a.c};
-    if (own) sum += pixel.value;
-    partials_.push(partials, taps);
-    cell = {{partials[0], partials[1], partials[2], T(0)}};
+    T partials[K::partials], value = pixel.value;
+    if constexpr (K::sides == 1) {
+      const Adjoint<T> a = adjoint_x<K::separate>(pixel);
+      partials[0] = a.a, partials[1] = a.b, partials[2] = a.c;
+    } else if constexpr (K::sides == 2) {
+      partials[0] = pixel.d_u, partials[1] = pixel.d_v, partials[2] = pixel.d_uu, partials[3] = pixel.d_vv;
+      if constexpr (K::separate) partials[4] = pixel.d_uv;
+    }
+    if constexpr (!K::lean) weigh(partials, value, j, first + j - kRadius, own);
+    if (own) sum += value;
+    if constexpr (K::sides != 0) {
+      partials_.push(partials, taps);
+      keep_partials(cell, partials);
+    }
+  }
+
+  SSIM_DEVICE static void keep_partials(Values& cell, const T (&partials)[K::partials]) {
+    Values to;
+#pragma unroll
+    for (int n = 0; n < K::values; ++n) to.v[n] = n < K::partials ? partials[n] : T(0);
+    cell = to;
   }
 
   // With which the partials of a row go into their filter, be it near a border or not.
@@ -247,15 +263,17 @@ class March {
     for (; j < begin; ++j) {  // the filters of partials hold zeros yet
       T m[K::moments];
       push_moments(cell[j], m);
-      cell[j] = {};
+      if constexpr (K::sides != 0) cell[j] = {};
     }
 #pragma unroll 1
-    for (; j < end; ++j) plain_row(cell[j], j >= row0 && j < row1, taps_of(first + j - kRadius), sum);
+    for (; j < end; ++j) row_with_partials(cell[j], j, first, j >= row0 && j < row1, taps_of(first + j - kRadius), sum);
+    if constexpr (K::sides != 0) {
 #pragma unroll 1
-    for (; j < last; ++j) {  // no moments are asked for any more
-      T partials[K::partials];
-      partials_.push_zeros(partials);
-      cell[j] = {{partials[0], partials[1], partials[2], T(0)}};
+      for (; j < last; ++j) {  // no moments are asked for any more
+        T partials[K::partials];
+        partials_.push_zeros(partials);
+        keep_partials(cell[j], partials);
+      }
     }
   }
 
@@ -266,43 +284,6 @@ class March {
     moments_.push(m, b_.launch.taps);
   }
 
-  // Takes row `row` of the moments from the cell, and leaves the filtered partials kTaps - 1 rows above there.
-  SSIM_DEVICE void vertical_row(Values& cell, int row, T& sum) {
-    T m[K::moments];
-    const int ssim_row = row - kRadius;
-    if (row < b_.piece.load_end) {
-      push_moments(cell, m);
-    } else {
-      moments_.push_zeros(m);
-    }
-    T partials[K::partials];
-    const bool there = ssim_row >= b_.piece.partial_row0 && ssim_row < b_.piece.partial_row1;
-    if (there) {
-      const Pixel<T> pixel = ssim_of(m);
-      if constexpr (K::sides == 1) {
-        const Adjoint<T> a = adjoint_x<K::separate>(pixel);
-        partials[0] = a.a, partials[1] = a.b, partials[2] = a.c;
-      } else if constexpr (K::sides == 2) {
-        partials[0] = pixel.d_u, partials[1] = pixel.d_v, partials[2] = pixel.d_uu, partials[3] = pixel.d_vv;
-        if constexpr (K::separate) partials[4] = pixel.d_uv;
-      }
-      T value = pixel.value;
-      const bool own_row = ssim_row >= b_.piece.row0 && ssim_row < b_.piece.row1;
-      weigh(partials, value, ssim_row, own_row);
-      if (own_row) sum += value;
-    }
-    if constexpr (K::sides != 0) {
-      if (there)
-        partials_.push(partials, taps_of(ssim_row));
-      else
-        partials_.push_zeros(partials);
-      Values to;
-#pragma unroll
-      for (int n = 0; n < K::values; ++n) to.v[n] = n < K::partials ? partials[n] : T(0);
-      cell = to;
-    }
-  }
-
   SSIM_DEVICE Pixel<T> ssim_of(const T (&m)[K::moments]) const {
     if constexpr (K::separate) return separate_pixel(m[0], m[1], m[2], m[3], m[4], b_.launch.constants);
     if (K::lean || b_.launch.form == Form::kPlain)
@@ -310,13 +291,43 @@ class March {
     return paired_pixel<Form::kPaired>(m[0], m[1], m[2], m[3], b_.launch.constants);
   }
 
-  SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, int row, bool own_row) {
-    const bool own = own_row && is_(kOwnsColumn);
-    const int map_row = row - b_.launch.margin, map_column = column_.column - b_.launch.margin;
-    if (own && b_.args.map.data)
-      store_any(b_.args.map, b_.offset_of(b_.args.map, column_.map, map_row, map_column), value);
-    const T seed = b_.seed_at(column_.map, map_row, map_column);
-    if (own) seed_sum_ += seed;
+  // ---- weights and maps, of the general kernel ----
+
+  struct Seeds {
+    T of[R];
+  };
+
+  // Those of a chunk's rows, on their way while rows are filtered.
+  SSIM_DEVICE void fetch_seeds(int chunk, Seeds& seeds) const {
+    if (!is_(kWeighs) || !is_(kHasPartials)) return;
+    const int first = b_.first_row(chunk) - kRadius;
+    as_type(b_.args.seed.dtype, [&](auto seed) {
+      using P = decltype(seed);
+      const P* column = in_global_memory(static_cast<const P*>(b_.task_of(fresh_thread()).seed));
+#pragma unroll
+      for (int j = 0; j < R; ++j) {
+        const int row = first + j;
+        seeds.of[j] = T(0);
+        if (row >= b_.piece.partial_row0 && row < b_.piece.partial_row1)
+          seeds.of[j] = static_cast<T>(column[(row - b_.launch.margin) * b_.level.seed.stride_h]);
+      }
+    });
+  }
+
+  SSIM_DEVICE void keep_seeds(const Seeds& seeds) const {
+    if (!is_(kWeighs)) return;
+#pragma unroll
+    for (int j = 0; j < R; ++j) b_.seeds[j * b_.threads + fresh_thread()] = seeds.of[j];
+  }
+
+  SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, int j, int row, bool own_row) {
+    if (own_row && is_(kWritesMap)) {
+      const View map{b_.task_of(fresh_thread()).map, 0, 0, 0, 0, b_.args.map.dtype};
+      store_any(map, (row - b_.launch.margin) * b_.level.map.stride_h, value);
+    }
+    if (!is_(kWeighs)) return;
+    const T seed = b_.seeds[j * b_.threads + fresh_thread()];
+    if (own_row && is_(kOwnsColumn)) seed_sum_ += seed;
     value *= seed;
     if constexpr (K::sides != 0) {
 #pragma unroll
@@ -329,7 +340,7 @@ class March {
   // The gradient of R pixels of one row, 10 rows above the row of this thread.
   template <bool vectors>
   SSIM_DEVICE void gradients(int chunk) {
-    const int thread = this->thread(), local = task_local(thread);
+    const int thread = fresh_thread(), local = task_local(thread);
     const int row = b_.first_row(chunk) + task_row(thread) - 2 * kRadius;
     if (row < b_.piece.row0 || row >= b_.piece.row1) return;
     T sums[R][K::partials];
@@ -343,7 +354,7 @@ class March {
     }
 
     Pair<T>* pairs = b_.ring_line(chunk * R + task_row(thread) - 2 * kRadius) + local;
-    const Rescale<T>& rescale = b_.tables->rescale[K::lean ? b_.map_of(thread) : task_.map];
+    const Rescale<T>& rescale = b_.tables->rescale[b_.map_of(thread)];
     const T by_x = b_.level.slope * rescale.scale[0], by_y = b_.level.slope * rescale.scale[1];
     if constexpr (K::sides == 1) {
       T gradient[R];
@@ -378,16 +389,17 @@ class March {
       }
       keep_gradient<vectors>(gradient, pairs, chunk);
     } else {
+      const Column at = column_at(b_.piece, b_.level, local);
 #pragma unroll
       for (int o = 0; o < R; ++o) {
-        if (task_.column + o >= b_.piece.col1) continue;
+        const int column = at.column + o;
+        if (column >= b_.piece.col1) continue;
         const Pair<T> pair = pairs[o];
         T of_u = sums[o][0] + pair.u * sums[o][2], of_v = sums[o][1] + pair.v * sums[o][3];
         if constexpr (K::separate) of_u += pair.v * sums[o][4], of_v += pair.u * sums[o][4];
-        const int column = task_.column + o;
         if (b_.mirror && is_(kHalves) && (column == 0 || column == b_.level.w - 1)) of_u *= T(0.5), of_v *= T(0.5);
         T l1 = T(0);
-        if (b_.level.l1 != T(0)) l1 = sign(pair.v) * b_.level.l1 * b_.seed_at(task_.map, row, task_.column + o);
+        if (b_.level.l1 != T(0)) l1 = sign(pair.v) * b_.level.l1 * b_.seed_at(at.map, row, column);
         const T of_x = (of_u + of_v) * by_x + l1, of_y = (of_u - of_v) * by_y - l1;
         if (b_.args.range_sums) track(of_x, of_y, pair);
         pairs[o] = {of_x, of_y};
@@ -407,7 +419,7 @@ class March {
   template <bool vectors>
   SSIM_DEVICE void keep_gradient(const T (&gradient)[R], Pair<T>* pairs, int chunk) const {
     if constexpr (K::lean) {
-      const Task<E>& task = b_.task_of(thread());
+      const Task<E>& task = b_.task_of(fresh_thread());
       if constexpr (!vectors) {
 #pragma unroll
         for (int o = 0; o < R; ++o)
@@ -437,13 +449,25 @@ class March {
         if (first + j >= b_.piece.row0 && first + j < b_.piece.row1)
           *to = static_cast<E>(b_.ring_line(line + j)[thread].u);
     } else {
-      for (int row = larger(first, b_.piece.row0); row < smaller(first + R, b_.piece.row1); ++row) {
-        const Pair<T> pair = b_.ring_row(row)[b_.thread];
-        if (b_.args.grad_x.data)
-          store_any(b_.args.grad_x, b_.offset_of(b_.args.grad_x, column_.map, row, column_.column), pair.u);
-        if (b_.args.grad_y.data)
-          store_any(b_.args.grad_y, b_.offset_of(b_.args.grad_y, column_.map, row, column_.column), pair.v);
+      as_pixels<T>(b_.level.x.dtype, [&](auto pixel) { write_both<decltype(pixel)>(first, chunk * R - 2 * kRadius); });
+    }
+  }
+
+  // Of x and y, as far as they are wanted; P is their type.
+  template <class P>
+  SSIM_DEVICE void write_both(int first, int line) const {
+    const int thread = fresh_thread();
+    const Task<E>& task = b_.task_of(thread);
+    P* to_x = in_global_memory(static_cast<P*>(task.grad_x)) + first * b_.level.grad_x.stride_h;
+    P* to_y = in_global_memory(static_cast<P*>(task.grad_y)) + first * b_.level.grad_y.stride_h;
+#pragma unroll
+    for (int j = 0; j < R; ++j) {
+      if (first + j >= b_.piece.row0 && first + j < b_.piece.row1) {
+        const Pair<T> pair = b_.ring_line(line + j)[thread];
+        if (b_.args.grad_x.data) *to_x = static_cast<P>(pair.u);
+        if (b_.args.grad_y.data) *to_y = static_cast<P>(pair.v);
       }
+      to_x += b_.level.grad_x.stride_h, to_y += b_.level.grad_y.stride_h;
     }
   }
 
@@ -453,13 +477,13 @@ class March {
   SSIM_DEVICE void finish() {
     __syncthreads();  // cells and ring are free now
     const Column at = column();
-    const int relative = thread() - static_cast<int>(at.map) * b_.level.slot;
+    const int relative = fresh_thread() - static_cast<int>(at.map) * b_.level.slot;
     const int span = b_.args.maps == 1 ? static_cast<int>(blockDim.x) : b_.level.slot;
     // A task's thread number lies among the columns of its own map: its segment begins at a multiple of R.
     T sums[7] = {ssim_sum(),     seed_sum_,      loads_.l1_sum(), range_sums_[0],
                  range_sums_[1], range_sums_[2], range_sums_[3]};
     if constexpr (K::lean && K::tracks)
-      sums[3] = b_.task_of(thread()).grad_sum, sums[5] = b_.task_of(thread()).grad_value_sum;
+      sums[3] = b_.task_of(fresh_thread()).grad_sum, sums[5] = b_.task_of(fresh_thread()).grad_value_sum;
     T* memory = reinterpret_cast<T*>(b_.ring);
 #pragma unroll
     for (int n = 0; n < 7; ++n)
@@ -514,8 +538,6 @@ class March {
   const Block<K>& b_;
   const Roles is_;
   Loads<K> loads_;
-  const Column task_,
-      column_;  // (not used if lean) where this thread filters along a row, and the column that it filters along
   ColumnFilter<T, K::moments> moments_;
   ColumnFilter<T, K::partials> partials_;
   T ssim_sum_ = T(0), seed_sum_ = T(0), range_sums_[4] = {T(0), T(0), T(0), T(0)};

@@ -23,7 +23,7 @@ constexpr KernelShape general_shape() {
           Traits::max_threads,
           Traits::registers,
           kTableBytes,
-          0};
+          kTaskBytes + Traits::rows * int64_t{sizeof(typename Traits::T)}};
 }
 
 // The gradient of x alone, exponents of 1, no weight: what training asks for. `dtype` has 16 or 32 bits. `tracks`: it

@@ -7,8 +7,8 @@ namespace {
 template <bool separate, int sides>
 MarchKernel<float> kernel() {
   // What each takes without spills; the plan counts how many blocks fit by it.
-  constexpr int registers = sides == 0 ? 128 : separate ? 255 : 168;
-  using Traits = MarchTraits<float, void, separate, sides, 4, Serves::kAll, sides != 0, kMaxThreads, registers>;
+  constexpr int registers = sides == 0 ? (separate ? 168 : 128) : separate ? 255 : 168;
+  using Traits = MarchTraits<float, void, separate, sides, 8, Serves::kAll, sides != 0, kMaxThreads, registers>;
   return {march<Traits>, general_shape<Traits>()};
 }
 

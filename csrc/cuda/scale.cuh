@@ -11,6 +11,7 @@ constexpr int kMaxScaled = 2 * kMaxLevels;  // tensors of one launch
 struct ScaledTensor {
   View grad;
   int64_t n, rows, c, w;  // samples; rows of a sample, over all channels; channels; pixels of a row
+  bool dense;             // a sample's pixels lie behind one another, in whatever order
   double divisor;
 };
 
@@ -23,26 +24,56 @@ struct ScaleArgs {
   int64_t factor_stride, sample_stride;
 };
 
+// `count` pixels behind one another, four at a time as far as they go.
+template <class T, class P>
+SSIM_DEVICE void scale_dense(P* pixels, int64_t count, T factor, const ScaleArgs& args, uint32_t block) {
+  const int64_t first = static_cast<int64_t>(block) * kScaleThreads + threadIdx.x;
+  const int64_t step = static_cast<int64_t>(args.blocks_per_tensor) * kScaleThreads;
+  const bool aligned = reinterpret_cast<uintptr_t>(pixels) % sizeof(Four<P>) == 0;
+  const int64_t fours = aligned ? count / 4 : 0;
+  Four<P>* const vectors = reinterpret_cast<Four<P>*>(pixels);
+#pragma unroll 4
+  for (int64_t i = first; i < fours; i += step) {
+    Four<P> four = vectors[i];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) four.v[k] = static_cast<P>(static_cast<T>(four.v[k]) * factor);
+    vectors[i] = four;
+  }
+  for (int64_t i = 4 * fours + first; i < count; i += step)
+    pixels[i] = static_cast<P>(static_cast<T>(pixels[i]) * factor);
+}
+
+// Warps take rows, lanes pixels of a row.
+template <class T, class P>
+SSIM_DEVICE void scale_rows(P* sample, const ScaledTensor& tensor, T factor, const ScaleArgs& args, uint32_t block) {
+  constexpr int kWarps = kScaleThreads / 32;
+  const int64_t rows_per_channel = tensor.rows / tensor.c;
+  for (int64_t row = static_cast<int64_t>(block) * kWarps + threadIdx.x / 32; row < tensor.rows;
+       row += static_cast<int64_t>(args.blocks_per_tensor) * kWarps) {
+    P* const begin =
+        sample + row / rows_per_channel * tensor.grad.stride_c + row % rows_per_channel * tensor.grad.stride_h;
+    for (int64_t i = threadIdx.x % 32; i < tensor.w; i += 32) {
+      P& pixel = begin[i * tensor.grad.stride_w];
+      pixel = static_cast<P>(static_cast<T>(pixel) * factor);
+    }
+  }
+}
+
 template <class T>
 SSIM_DEVICE void scale_tensor(const ScaleArgs& args, uint32_t index, uint32_t block) {
   const ScaledTensor& tensor = args.tensors[index];
   const View factors{const_cast<void*>(args.factor), 0, 0, 0, 0, args.factor_dtype};
-  const int64_t rows_per_channel = tensor.rows / tensor.c;
   for (int64_t n = 0; n < tensor.n; ++n) {
     const T factor =
         static_cast<T>(load_any<double>(factors, index * args.factor_stride + n * args.sample_stride) / tensor.divisor);
     if (factor == T(1)) continue;
-    // Warps take rows, lanes pixels of a row.
-    constexpr int kWarps = kScaleThreads / 32;
-    for (int64_t row = static_cast<int64_t>(block) * kWarps + threadIdx.x / 32; row < tensor.rows;
-         row += static_cast<int64_t>(args.blocks_per_tensor) * kWarps) {
-      const int64_t begin = n * tensor.grad.stride_n + row / rows_per_channel * tensor.grad.stride_c +
-                            row % rows_per_channel * tensor.grad.stride_h;
-      for (int64_t i = threadIdx.x % 32; i < tensor.w; i += 32) {
-        const int64_t offset = begin + i * tensor.grad.stride_w;
-        store_any(tensor.grad, offset, load_any<T>(tensor.grad, offset) * factor);
-      }
-    }
+    as_pixels<T>(tensor.grad.dtype, [&](auto pixel) {
+      auto* const sample = static_cast<decltype(pixel)*>(tensor.grad.data) + n * tensor.grad.stride_n;
+      if (tensor.dense)
+        scale_dense(sample, tensor.rows * tensor.w, factor, args, block);
+      else
+        scale_rows(sample, tensor, factor, args, block);
+    });
   }
 }
 

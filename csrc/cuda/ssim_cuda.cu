@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include "march.h"
 #include "ranges.cuh"
@@ -43,6 +45,19 @@ int64_t bytes_of(DType dtype) {
 bool has_vectors(const View& view, int64_t w) {
   return view.stride_w == 1 && w % 4 == 0 && view.stride_h % 4 == 0 && view.stride_c % 4 == 0 &&
          view.stride_n % 4 == 0 && reinterpret_cast<uintptr_t>(view.data) % (4 * bytes_of(view.dtype)) == 0;
+}
+
+// Whether a sample's pixels lie behind one another, in whatever order of its axes.
+bool is_dense(const ScaleCall& call) {
+  std::array<std::pair<int64_t, int64_t>, 3> axes = {
+      {{call.grad.stride_c, call.c}, {call.grad.stride_h, call.h}, {call.grad.stride_w, call.w}}};
+  std::sort(axes.begin(), axes.end());
+  int64_t next = 1;
+  for (const auto& [stride, size] : axes) {
+    if (size > 1 && stride != next) return false;
+    next *= size;
+  }
+  return true;
 }
 
 template <class T>
@@ -237,7 +252,7 @@ void scale_cuda(const std::vector<ScaleCall>& calls, const void* factor, DType f
     int64_t most_rows = 0;
     for (int32_t i = 0; i < args.count; ++i) {
       const ScaleCall& call = calls[begin + i];
-      args.tensors[i] = {call.grad, call.n, call.c * call.h, call.c, call.w, call.divisor};
+      args.tensors[i] = {call.grad, call.n, call.c * call.h, call.c, call.w, is_dense(call), call.divisor};
       most_rows = std::max(most_rows, call.n * call.c * call.h * std::max<int64_t>(1, call.w / kRow));
     }
     const int64_t blocks = std::clamp<int64_t>(most_rows * 32 / kScaleThreads, 1, 8 * context.limits.multiprocessors);

@@ -19,8 +19,12 @@ struct alignas(16) Task {
   float grad_sum, grad_value_sum;  // of its pixels: what RangeSums adds up for x
 };
 
+// Of the general kernel, which learns while it runs what types of tensors there are: where its column begins in them.
 template <>
-struct Task<void> {};
+struct alignas(16) Task<void> {
+  const void *x, *y, *seed;
+  void *map, *grad_x, *grad_y;
+};
 
 // The same a number of chunks further on; `step` is in bytes. No integer in between: of a pointer made from one the
 // compiler forgets what memory it is to.
@@ -54,6 +58,9 @@ enum Role : unsigned {
   kMirrorsRow = 256,     // its R pixels lie at a border beyond which u, v are needed
   kMirrorsColumn = 512,  // the partials of its column have images
   kHalves = 1024,        // among its R pixels is one at a border, which counts half
+  // Of the general kernel:
+  kWeighs = 2048,
+  kWritesMap = 4096,
 };
 
 class Roles {

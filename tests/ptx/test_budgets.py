@@ -55,8 +55,10 @@ PLANS = {
     "short bands": 594,
     "packed, three": 362,
     "packed, six": 442,
-    # Decides type, padding, weight and form while it runs: more than half of it are integer instructions.
-    "general": 648,
+    # Decides type, padding, weight and form while it runs.
+    "general": 350,
+    "weighted": 383,
+    "value": 177,
 }
 
 
@@ -65,7 +67,7 @@ def test_plans(plan):
     cost = static_cost.ours(90, static_cost.PLANS[plan])
     (resources,) = cost.resources
     assert resources.stack_bytes == resources.spill_bytes == 0
-    assert resources.registers <= (168 if plan == "general" else REGISTERS)
+    assert resources.registers <= (168 if plan in ("general", "weighted") else REGISTERS)
     assert cost.sass_per_pixel <= PLANS[plan]
 
 
@@ -81,14 +83,14 @@ def test_no_general_kernel_of_32_bits_spills(arch):
     assert all(resources.stack_bytes == resources.spill_bytes == 0 for resources in kernels)
     # What the plan counts on: KernelShape::registers.
     registers = sorted(resources.registers for resources in kernels)
-    assert all(taken <= limit for taken, limit in zip(registers, [128, 128, 168, 255], strict=True)), registers
+    assert all(taken <= limit for taken, limit in zip(registers, [128, 168, 168, 255], strict=True)), registers
 
 
 def test_spills_of_float64_do_not_grow():
-    """Filters of eight or ten quantities alone take 160 or 200 registers of 255 there; two rows a chunk still spill."""
+    """Filters of eight or ten quantities alone take 160 or 200 registers of 255 there."""
     kernels = sorted(general_kernels(90, "march_general_double.cu"), key=lambda resources: resources.stack_bytes)
     assert [resources.stack_bytes for resources in kernels[:2]] == [0, 0], "those without a gradient"
-    assert kernels[2].stack_bytes <= 544 and kernels[3].stack_bytes <= 920
+    assert kernels[2].stack_bytes <= 48 and kernels[3].stack_bytes <= 256
 
 
 @pytest.mark.parametrize("source", ["march_lean_same.cu", "march_lean_reflect.cu"])

@@ -48,6 +48,11 @@ def test_training(backend, shape, padding):
     assert_close(torch.autograd.grad(value, x)[0].cpu(), expected, LIMIT.gradient, "gradient by x")
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 6, 366), (1, 1, 70, 23), (2, 24, 7, 10)], ids=str)
+def test_weights_of_maps_that_are_cut_or_beside_each_other(backend, shape):
+    compare(backend, shape, weight=torch.rand(shape, generator=torch.Generator().manual_seed(2)))
+
+
 @pytest.mark.parametrize("ssim_weight", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "sample", "none"])
 @pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
