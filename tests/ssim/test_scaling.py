@@ -21,7 +21,7 @@ GRADS = {
 @pytest.mark.parametrize("samples", [False, True], ids=["one factor", "a factor for each sample"])
 @pytest.mark.parametrize("name", GRADS)
 def test_nothing_but_the_gradient_is_scaled(kernel_once, name, samples, dtype):
-    """Of two gradients: the other is left alone, since its factor is 1."""
+    """Of two gradients the other is left alone, and so is the first sample of one with factors of their own: 1."""
     original = GRADS[name]
     around = torch.full((original.untyped_storage().size() // 4,), 0.625, dtype=dtype, device=kernel_once.device)
     grad = around.as_strided(original.shape, original.stride(), original.storage_offset())
@@ -29,7 +29,7 @@ def test_nothing_but_the_gradient_is_scaled(kernel_once, name, samples, dtype):
     other = torch.rand(grad.shape[0], 2, 4, 4, dtype=torch.float64).to(dtype).to(kernel_once.device)
     untouched = other.clone()
     n = grad.shape[0]
-    factor = torch.stack([torch.linspace(0.5, 3, n), torch.full((n,), 4.0)]) if samples else torch.tensor([0.75, 4.0])
+    factor = torch.stack([torch.linspace(2, 3, n), torch.full((n,), 4.0)]) if samples else torch.tensor([0.75, 4.0])
     want = grad.cpu().double() * (factor[0].view(-1, 1, 1, 1) if samples else factor[0]) / 2
     ops._operators(kernel_once.name).scale_([grad, other], factor.to(kernel_once.device), [2.0, 4.0])
     assert_close(grad.cpu(), want, tolerance(dtype).value, "the scaled gradient")
