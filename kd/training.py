@@ -137,6 +137,20 @@ class DetectionTraining(pl.LightningModule):
         if isinstance(sampler, GroupedBatchSampler):
             sampler.skip = seen % int(self.trainer.num_training_batches)
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+        if self.trainer.global_step > 0:
+            self._put_options_before_the_checkpoints()
+
+    def _put_options_before_the_checkpoints(self) -> None:
+        """A checkpoint's optimiser and schedule bring their rates with them; a resumed run keeps to its own options,
+        and takes from there only the moments and how far the schedule is."""
+        made = self.configure_optimizers()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        for group, own in zip(optimizer.param_groups, made["optimizer"].param_groups, strict=True):
+            group.update({name: value for name, value in own.items() if name != "params"})
+        scheduler: Any = self.lr_schedulers()
+        reached = {"last_epoch": scheduler.last_epoch - 1, "_step_count": scheduler._step_count}
+        scheduler.load_state_dict({**made["lr_scheduler"]["scheduler"].state_dict(), **reached})
+        scheduler.step()  # to the step at which the checkpoint was written
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch

@@ -264,6 +264,31 @@ def test_earlier_options_are_kept_and_the_command_line_goes_before_a_checkpoints
     assert yaml.safe_load((run / "config_1.yaml").read_text())["model"] == yaml.safe_load(first)["model"]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "column"),
+    [
+        ("adamw", {"name": "multistep", "milestones": [1], "gamma": 0.5, "warmup_steps": 4}, "lr-AdamW"),
+        ("sgd", {"name": "one_cycle"}, "lr-SGD"),
+    ],
+)
+def test_a_resumed_run_takes_its_own_rates_not_the_checkpoints(coco_root, tmp_path, optimizer, schedule, column):
+    own = {"trainer__max_epochs": 2, "trainer__limit_val_batches": 0, "model__loss": "none",
+           "model__schedule": schedule,
+           "model__optimizer": {"name": optimizer, "lr": 1e-4, "weight_decay": 0.3}}  # fmt: skip
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    main(["fit", "--config", write_config("retinanet", coco_root, whole, **own)])
+    before = {"trainer__max_epochs": 1, "model__optimizer": {"name": optimizer, "lr": 1e-3, "momentum": 0.5}}
+    main(["fit", "--config", write_config("retinanet", coco_root, resumed, **{**own, **before})])
+    main(["fit", "--config", write_config("retinanet", coco_root, resumed, **own), "--ckpt_path", "last"])
+    rates = [learning_curves(run)[column][1][3:] for run in (whole, resumed)]
+    assert len(rates[0]) == 3 and rates[0] == rates[1]
+    groups = [
+        torch.load(run / "checkpoints/last_epoch.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+        for run in (whole, resumed)
+    ]
+    assert groups[0] == groups[1] and groups[0][0]["weight_decay"] == 0.3
+
+
 def test_evaluating_untrained_heads_is_refused(coco_root, tmp_path):
     run = tmp_path / "run"
     path = write_config("retinanet", coco_root, run)
