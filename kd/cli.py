@@ -26,7 +26,8 @@ from kd.training import ConfigurationError, DetectionTraining, NonFiniteLossErro
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves every option beside the run: ``config.yaml`` of a training, ``config_validate.yaml`` of an evaluation.
+    """Saves every option beside the run: ``config.yaml`` of a training, ``validate/config_validate.yaml`` of an
+    evaluation.
 
     Where the folder already holds other options, those are kept beside it (``config_1.yaml``, ...), and that is said.
     """
@@ -99,7 +100,9 @@ class DistillationCLI(LightningCLI):
         root = Path(self._get(self.config_init, "trainer.default_root_dir") or "runs/default")
         logger = self._get(self.config_init, "trainer.logger")
         if logger in (None, True) and not self._get(self.config_init, "trainer.fast_dev_run"):
-            kwargs["logger"] = [TensorBoardLogger(root, name="", version=""), CSVLogger(root, name="csv")]
+            # An evaluation is logged at step 0, where it would be a point of the training's curves.
+            names = ("", "csv") if self.subcommand == "fit" else (self.subcommand, self.subcommand)
+            kwargs["logger"] = [TensorBoardLogger(root, name=names[0], version=""), CSVLogger(root, name=names[1])]
         if self.subcommand == "fit":
             given = self._get(self.config_init, "trainer.callbacks") or []
             kwargs["callbacks"] = [

@@ -150,7 +150,7 @@ def test_logs_saved_options_and_evaluation_without_the_teacher(coco_root, tmp_pa
     for command in ("validate", "test"):
         options = ["--model.class_metrics=true", "--model.teacher.weights=gone.pth"]
         main([command, "--config", path, "--ckpt_path", best, *options])
-        assert (run / f"config_{command}.yaml").is_file()
+        assert (run / command / f"config_{command}.yaml").is_file()
         printed = capsys.readouterr().out
         assert "AP50" in printed and "AP/red" in printed
     assert (run / "config.yaml").read_bytes() == before
@@ -264,6 +264,22 @@ def test_earlier_options_are_kept_and_the_command_line_goes_before_a_checkpoints
     assert yaml.safe_load((run / "config_1.yaml").read_text())["model"] == yaml.safe_load(first)["model"]
 
 
+def test_curves_are_those_of_the_folders_last_run_without_its_evaluations(coco_root, tmp_path):
+    run = tmp_path / "run"
+    main(["fit", "--config", write_config("retinanet", coco_root, run)])
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1, model__loss="none")
+    main(["fit", "--config", path])  # afresh, and shorter
+    curves = learning_curves(run)
+    assert curves["AP"][0] == [2] and curves["loss"][0] == [0, 1, 2]
+    assert "loss_distill" not in curves
+    main(["validate", "--config", path, "--ckpt_path", str(run / "checkpoints/best.ckpt")])
+    assert learning_curves(run) == curves
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert [event.step for event in events.Scalars("AP")] == [2, 5, 2]  # of both trainings
+    assert list(run.glob("validate/*/metrics.csv"))
+
+
 @pytest.mark.parametrize(
     ("optimizer", "schedule", "column"),
     [
@@ -306,7 +322,7 @@ def test_evaluating_untrained_heads_is_refused(coco_root, tmp_path):
     whole = {**converted, "weights": str(tmp_path / "whole.pth"), "weights_format": "torchvision"}
     torch.save(build({**whole, "weights": None, "weights_format": "torchvision"}).state_dict(), whole["weights"])
     main(["validate", "--config", write_config("retinanet", coco_root, run, model__student=whole)])
-    assert (run / "config_validate.yaml").is_file()
+    assert (run / "validate/config_validate.yaml").is_file()
 
 
 def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
