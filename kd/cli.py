@@ -24,6 +24,8 @@ from kd.run_folder import flat
 from kd.teacher_check import BadTeacherError, TeacherCheck
 from kd.training import ConfigurationError, DetectionTraining, NonFiniteLossError
 
+DEFAULT_ROOT = "runs/default"
+
 
 class SaveConfig(SaveConfigCallback):
     """Saves every option beside the run: ``config.yaml`` of a training, ``validate/config_validate.yaml`` of an
@@ -65,7 +67,12 @@ class DistillationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Without training there is nothing to distil, so the teacher's file need not be there."""
         if self.subcommand != "fit":
-            self.config[self.subcommand].model.teacher = None
+            config = self.config[self.subcommand]
+            config.model.teacher = None
+            # Lightning finds them in training only, and would evaluate the initial weights.
+            if config.ckpt_path in ("last", "best"):
+                folder = Path(config.trainer.default_root_dir or DEFAULT_ROOT) / "checkpoints"
+                config.ckpt_path = str(_newest(folder, config.ckpt_path))
 
     def before_validate(self) -> None:
         """The AP of heads that nobody trained says nothing."""
@@ -97,7 +104,7 @@ class DistillationCLI(LightningCLI):
         parser.link_arguments("data.seed", "model.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        root = Path(self._get(self.config_init, "trainer.default_root_dir") or "runs/default")
+        root = Path(self._get(self.config_init, "trainer.default_root_dir") or DEFAULT_ROOT)
         logger = self._get(self.config_init, "trainer.logger")
         if logger in (None, True) and not self._get(self.config_init, "trainer.fast_dev_run"):
             # An evaluation is logged at step 0, where it would be a point of the training's curves.
@@ -153,6 +160,13 @@ def main(args: Sequence[str] | None = None) -> None:
     except SIGTERMException:
         # Lightning has saved last.ckpt by now, but would end with 0 as if the run were complete.
         sys.exit(128 + signal.SIGTERM)
+
+
+def _newest(folder: Path, name: str) -> Path:
+    found = sorted(folder.glob(f"{name}*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if not found:
+        raise ConfigurationError(f"--ckpt_path {name}: no {name}*.ckpt in {folder}; give a checkpoint's path")
+    return found[-1]
 
 
 def _sentence(error: Exception) -> str:

@@ -16,6 +16,7 @@ from training_runs import BACKBONE, logged, write_config
 from kd import teacher_check
 from kd.cli import main
 from kd.distiller import Distiller
+from kd.evaluation import CocoEvaluator
 from kd.losses import SSIMFeatureLoss
 from kd.models import build
 from kd.run_folder import learning_curves
@@ -323,6 +324,23 @@ def test_evaluating_untrained_heads_is_refused(coco_root, tmp_path):
     torch.save(build({**whole, "weights": None, "weights_format": "torchvision"}).state_dict(), whole["weights"])
     main(["validate", "--config", write_config("retinanet", coco_root, run, model__student=whole)])
     assert (run / "validate/config_validate.yaml").is_file()
+
+
+def test_evaluation_finds_the_folders_checkpoints_or_refuses(coco_root, tmp_path, monkeypatch):
+    path = write_config("retinanet", coco_root, tmp_path / "run", trainer__limit_val_batches=1)
+    for name in ("last", "best"):
+        with pytest.raises(SystemExit, match=rf"kd: --ckpt_path {name}: no {name}.*ckpt in .*run/checkpoints"):
+            main(["validate", "--config", path, "--ckpt_path", name])
+    main(["fit", "--config", path])
+    loaded, load = [], DetectionTraining.on_load_checkpoint
+    monkeypatch.setattr(
+        DetectionTraining, "on_load_checkpoint", lambda self, c: (loaded.append(c["global_step"]), load(self, c))[1]
+    )
+    monkeypatch.setattr(CocoEvaluator, "evaluate", lambda self, names: {"AP": 1.0})
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["global_step"]
+    for name in ("last", "best"):
+        main(["validate", "--config", path, "--ckpt_path", name])
+    assert loaded == [6, best]
 
 
 def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
