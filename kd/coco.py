@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -18,6 +18,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 Labels = Literal["coco", "contiguous"]
 Target = dict[str, Tensor]
+#: What Pillow raises at pictures that are none.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class DataError(ValueError):
@@ -131,15 +133,33 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         path = self.images / record.file_name
         try:
             with Image.open(path) as file:
-                image = transforms.to_image(file.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise DataError(f"{path}: can not be read as an image ({error}); download this file again") from error
+                image = transforms.to_image(rgb(file))
+        except UNREADABLE as error:
+            raise unreadable(path, error) from error
         if image.shape[-2:] != (record.height, record.width):
             raise DataError(
                 f"{path}: the image is {image.shape[-1]}x{image.shape[-2]} but {self.annotations} says "
                 f"{record.width}x{record.height} (width x height); images and annotations are not of the same data set"
             )
         return image
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """What is said of a picture that raised one of :data:`UNREADABLE`."""
+    return DataError(f"{path}: can not be read as an image ({error}); download or write this file again")
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """An opened picture in 8-bit RGB; of 16-bit greys the upper byte, as OpenCV takes it (Pillow would clip at 255).
+
+    Raises:
+        ValueError: its values are 32-bit numbers, whose range nothing tells.
+    """
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"mode {picture.mode!r}, expected 8 or 16 bits a channel")
+    if picture.mode.startswith("I;16"):
+        picture = picture.convert("I").point(lambda value: value / 256)
+    return picture.convert("RGB")
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:

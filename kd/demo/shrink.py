@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from rich.progress import track
 
-from kd.coco import CocoDetection
+from kd.coco import UNREADABLE, CocoDetection, rgb, unreadable
 
 SPLITS = ("train", "val")
 
@@ -83,11 +83,8 @@ def _shrink_split(
         scale = min(1.0, longest / max(record.width, record.height))
         size = (max(1, round(scale * record.width)), max(1, round(scale * record.height)))
         name = f"{record.image_id}.jpg"
-        with Image.open(folder / record.file_name) as image:
-            image.draft("RGB", size)
-            image.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=3).save(
-                target / f"{split}2017" / name, quality=92
-            )
+        small = _small(folder / record.file_name, size)
+        small.save(target / f"{split}2017" / name, quality=92)
         kept.append({**images[record.image_id], "file_name": name, "width": size[0], "height": size[1]})
         scales[record.image_id] = (size[0] / record.width, size[1] / record.height)
     annotations = [
@@ -101,6 +98,15 @@ def _shrink_split(
         json.dumps({"images": kept, "annotations": annotations, "categories": names})
     )
     return chosen
+
+
+def _small(path: Path, size: tuple[int, int]) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", size)
+            return rgb(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=3)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
 
 
 def _scaled(annotation: dict, sx: float, sy: float) -> dict:

@@ -1,7 +1,9 @@
+import io
 import json
 
 import pytest
 import torch
+from PIL import Image
 from tiny_coco import write_coco
 from torchvision.transforms import v2
 
@@ -110,6 +112,41 @@ def test_missing_and_corrupt_files_name_themselves(coco_root):
         CocoDetection(images, annotations)
     with pytest.raises(DataError, match=r"no such folder; data.root"):
         CocoDataModule(str(coco_root / "nowhere")).setup()
+
+
+def test_pictures_of_16_bits_keep_their_values_and_those_of_no_known_range_are_refused(coco_root):
+    images, annotations = paths(coco_root)
+    record = CocoDetection(images, annotations).records[1]
+    values = (torch.arange(record.width * record.height) * 16).reshape(record.height, record.width)  # up to 64,496
+    grey = Image.fromarray(values.numpy().astype("uint16"))
+    for mode, kind in (("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF")):
+        picture = Image.frombytes(mode, grey.size, grey.tobytes() if mode == "I;16" else byteswapped(grey))
+        picture.save(images / record.file_name, kind)
+        image = CocoDetection(images, annotations)[1][0]
+        torch.testing.assert_close(image, ((values // 256) / 255).expand(3, -1, -1).float())
+    for mode in ("I", "F"):
+        Image.new(mode, grey.size).save(images / record.file_name, "TIFF")
+        with pytest.raises(DataError, match=rf"{record.file_name}: .*mode '{mode}'.*8 or 16 bits"):
+            CocoDetection(images, annotations)[1]
+
+
+def byteswapped(picture):
+    data = bytearray(picture.tobytes())
+    data[::2], data[1::2] = data[1::2], data[::2]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PPM"])
+def test_a_corrupt_picture_of_any_format_names_itself(coco_root, kind):
+    images, annotations = paths(coco_root)
+    content = io.BytesIO()
+    Image.open(images / "000000000012.png").save(content, kind)
+    # A side of billions of pixels; a side that is no number.
+    spoilt = content.getvalue().replace(*((b"H\0\0\0", b"HHHH") if kind == "BMP" else (b"P6\n", b"P6\nx")), 1)
+    assert spoilt != content.getvalue()
+    (images / "000000000012.png").write_bytes(spoilt)
+    with pytest.raises(DataError, match=r"000000000012.png: can not be read as an image"):
+        CocoDetection(images, annotations)[2]
 
 
 def test_splits_of_different_categories_are_refused(coco_root):

@@ -146,6 +146,10 @@ def test_shrink_names_what_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"instances_train2017\.json: no such annotation file"):
         shrink(tmp_path / "nowhere", tmp_path / "small", longest=36, train_limit=3, val_limit=4)
     assert not (tmp_path / "small").exists()
+    source = write_coco(tmp_path / "coco")
+    (source / "train2017/000000000012.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(DataError, match=r"000000000012\.png: can not be read as an image"):
+        shrink(source, tmp_path / "small", longest=36, train_limit=3, val_limit=4)
 
 
 def flat_names(state):
