@@ -77,7 +77,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.images, self.annotations = Path(images), Path(annotations)
         self.training, self.transform = training, transform
         content = _read_json(self.annotations)
-        self.categories = _categories(content, self.annotations)
+        self.categories = _categories(content, self.annotations, labels)
         """Category id -> name."""
         ids = sorted(self.categories)
         self.label_of_category = {c: (c if labels == "coco" else k) for k, c in enumerate(ids, start=1)}
@@ -182,35 +182,44 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
+def _categories(content: dict[str, Any], path: Path, labels: Labels) -> dict[int, str]:
     try:
         categories = {int(c["id"]): str(c.get("name", c["id"])) for c in content["categories"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: a category without a usable id ({error!r})") from error
-    if not categories or min(categories) < 1:
-        raise DataError(f"{path}: category ids {sorted(categories)[:5]}, expected ids from 1 on (0 is the background)")
+    if not categories or (labels == "coco" and min(categories) < 1):
+        raise DataError(
+            f"{path}: category ids {sorted(categories)[:5]}, expected ids from 1 on (0 is the background); "
+            "with labels: contiguous they may begin anywhere"
+        )
     return categories
 
 
 def _records(content: dict[str, Any], path: Path, label_of_category: dict[int, int]) -> list[ImageRecord]:
-    rows: dict[int, list[list[float]]] = {}
-    try:
-        for image in content["images"]:
-            if int(image["id"]) in rows:
-                raise DataError(f"{path}: image id {image['id']} twice")
-            rows[int(image["id"])] = []
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: an image entry lacks {error}") from error
+    images: dict[int, tuple[str, int, int]] = {}
+    for image in content["images"]:
+        name = image.get("id", "without id") if isinstance(image, dict) else image
+        try:
+            image_id = int(image["id"])
+            described = str(image["file_name"]), int(image["width"]), int(image["height"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: image {name} lacks a usable id, file_name, width or height ({error!r})"
+            ) from error
+        if image_id in images:
+            raise DataError(f"{path}: image id {image_id} twice")
+        images[image_id] = described
+    rows: dict[int, list[list[float]]] = {image_id: [] for image_id in images}
     for annotation in content["annotations"]:
         name = annotation.get("id", "without id") if isinstance(annotation, dict) else annotation
         try:
-            image_id, category = annotation["image_id"], annotation["category_id"]
+            image_id, category = int(annotation["image_id"]), int(annotation["category_id"])
             x, y, width, height = (float(v) for v in annotation["bbox"])
             area = float(annotation.get("area", width * height))
             crowd = int(annotation.get("iscrowd", 0))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{path}: annotation {name} lacks a usable bbox, image_id or category_id ({error!r})"
+                f"{path}: annotation {name} lacks a usable bbox, image_id, category_id, area or iscrowd ({error!r})"
             ) from error
         if image_id not in rows:
             raise DataError(f"{path}: annotation {name} belongs to image {image_id}, which the file does not list")
@@ -219,19 +228,10 @@ def _records(content: dict[str, Any], path: Path, label_of_category: dict[int, i
         if not all(map(math.isfinite, (x, y, width, height, area))):
             raise DataError(f"{path}: annotation {name} has a box or area that is not finite: {annotation['bbox']}")
         rows[image_id].append([x, y, width, height, area, label_of_category[category], crowd])
-    try:
-        return [
-            ImageRecord(
-                int(image["id"]),
-                str(image["file_name"]),
-                int(image["width"]),
-                int(image["height"]),
-                torch.tensor(rows[int(image["id"])], dtype=torch.float64).reshape(-1, 7),
-            )
-            for image in content["images"]
-        ]
-    except KeyError as error:
-        raise DataError(f"{path}: an image entry lacks {error}; expected id, file_name, width, height") from error
+    return [
+        ImageRecord(image_id, *described, torch.tensor(rows[image_id], dtype=torch.float64).reshape(-1, 7))
+        for image_id, described in images.items()
+    ]
 
 
 def _clip(boxes: Tensor, record: ImageRecord) -> Tensor:

@@ -73,9 +73,10 @@ def _shrink_split(
     folder = source / f"{split}2017"
     dataset = CocoDetection(folder, annotation_file, training=split == "train", limit=limit)
     content = json.loads(annotation_file.read_text(encoding="utf-8"))
-    images = {image["id"]: image for image in content["images"]}
+    images = {int(image["id"]): image for image in content["images"]}
+    rows = [{**a, "image_id": int(a["image_id"]), "category_id": int(a["category_id"])} for a in content["annotations"]]
     if chosen is None:
-        counts = Counter(a["category_id"] for a in content["annotations"] if not a.get("iscrowd", 0))
+        counts = Counter(a["category_id"] for a in rows if not a.get("iscrowd", 0))
         chosen = {category for category, _ in counts.most_common(categories or None)}
     (target / f"{split}2017").mkdir(parents=True)
     scales, kept = {}, []
@@ -89,10 +90,10 @@ def _shrink_split(
         scales[record.image_id] = (size[0] / record.width, size[1] / record.height)
     annotations = [
         _scaled(annotation, *scales[annotation["image_id"]])
-        for annotation in content["annotations"]
+        for annotation in rows
         if annotation["image_id"] in scales and annotation["category_id"] in chosen
     ]
-    names = [category for category in content["categories"] if category["id"] in chosen]
+    names = [category for category in content["categories"] if int(category["id"]) in chosen]
     (target / "annotations").mkdir(exist_ok=True)
     (target / "annotations" / annotation_file.name).write_text(
         json.dumps({"images": kept, "annotations": annotations, "categories": names})
@@ -111,7 +112,7 @@ def _small(path: Path, size: tuple[int, int]) -> Image.Image:
 
 def _scaled(annotation: dict, sx: float, sy: float) -> dict:
     x, y, w, h = annotation["bbox"]
-    scaled = {key: annotation[key] for key in ("id", "image_id", "category_id")}
+    scaled = {key: annotation[key] for key in ("id", "image_id", "category_id") if key in annotation}
     scaled["iscrowd"] = annotation.get("iscrowd", 0)
     return {**scaled, "bbox": [x * sx, y * sy, w * sx, h * sy], "area": annotation.get("area", w * h) * sx * sy}
 

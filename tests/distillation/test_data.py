@@ -52,6 +52,28 @@ def test_labels(coco_root):
     assert {int(label) for _, t in data for label in t["labels"]} == {1, 2}
 
 
+def test_category_ids_may_begin_at_0_where_labels_are_contiguous(coco_root):
+    def from_0(content):
+        content["categories"][0]["id"] = 0
+        for annotation in content["annotations"]:
+            annotation["category_id"] = {3: 0, 7: 7}[annotation["category_id"]]
+
+    before = [target["labels"].tolist() for _, target in CocoDetection(*paths(coco_root), labels="contiguous")]
+    edit(coco_root, from_0)
+    data = CocoDetection(*paths(coco_root), labels="contiguous")
+    assert data.label_names == {1: "red", 2: "blue"}
+    assert [target["labels"].tolist() for _, target in data] == before
+
+
+def test_ids_may_be_written_as_text(coco_root):
+    before = [target for _, target in CocoDetection(*paths(coco_root))]
+    edit(coco_root, lambda c: [image.update(id=str(image["id"])) for image in c["images"]])
+    edit(coco_root, lambda c: [category.update(id=str(category["id"])) for category in c["categories"]])
+    edit(coco_root, lambda c: [a.update({k: str(a[k]) for k in ("image_id", "category_id")}) for a in c["annotations"]])
+    for (_, target), other in zip(CocoDetection(*paths(coco_root)), before, strict=True):
+        assert all(torch.equal(target[key], other[key]) for key in other)
+
+
 def test_boxes_are_clipped_to_the_image(coco_root):
     edit(coco_root, lambda c: c["annotations"][-1].update(bbox=[-5.0, 10.0, 500.0, 20.0]))
     data = CocoDetection(*paths(coco_root), training=True)
@@ -77,13 +99,18 @@ def test_augmentation_is_a_function_of_the_drawn_seed(coco_root):
     ("change", "message"),
     [
         (lambda c: c.pop("categories"), r"instances_train2017.json: no list 'categories'"),
-        (lambda c: c["images"][0].pop("width"), r"an image entry lacks 'width'"),
+        (lambda c: c["images"][0].pop("width"), r"image 10 lacks a usable .*\(KeyError\('width'\)\)"),
         (lambda c: c["annotations"][0].pop("bbox"), r"annotation 1 lacks a usable bbox.*'bbox'"),
         (lambda c: c["annotations"][0].update(image_id=99), r"annotation 1 belongs to image 99"),
         (lambda c: c["annotations"][0].update(category_id=5), r"annotation 1 is of category 5"),
         (lambda c: c["annotations"][0].update(bbox=[0, 0, float("nan"), 2]), r"not finite"),
         (lambda c: c["images"].append(c["images"][0]), r"image id 10 twice"),
-        (lambda c: c["categories"][0].update(id=0), r"expected ids from 1 on"),
+        (lambda c: c["categories"][0].update(id=0), r"expected ids from 1 on.*labels: contiguous"),
+        (lambda c: c["images"][0].update(id="a1"), r"image a1 lacks a usable id, .*'a1'"),
+        (lambda c: c["images"][0].update(width=None), r"image 10 lacks a usable .*width or height \(TypeError"),
+        (lambda c: c["images"].append([1]), r"image \[1\] lacks a usable id"),
+        (lambda c: c["annotations"][0].update(image_id=[10]), r"annotation 1 lacks a usable .*image_id"),
+        (lambda c: c["annotations"][0].update(area=None), r"annotation 1 lacks a usable .*area"),
     ],
 )
 def test_wrong_annotations_name_the_file(coco_root, change, message):
