@@ -85,6 +85,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.records = _records(content, self.annotations, self.label_of_category)
         if training:
             self.records = [r for r in self.records if _usable(r).any()]
+        if limit is not None and limit < 1:
+            raise DataError(f"limit: got {limit}, expected at least 1, or None for all images")
         if limit is not None:
             self.records = self.records[:limit]
         if not self.records:

@@ -74,6 +74,12 @@ def test_ids_may_be_written_as_text(coco_root):
         assert all(torch.equal(target[key], other[key]) for key in other)
 
 
+@pytest.mark.parametrize("limit", [0, -2])
+def test_a_limit_leaves_at_least_one_image(coco_root, limit):
+    with pytest.raises(DataError, match=rf"limit: got {limit}, expected at least 1, or None"):
+        CocoDetection(*paths(coco_root), limit=limit)
+
+
 def test_boxes_are_clipped_to_the_image(coco_root):
     edit(coco_root, lambda c: c["annotations"][-1].update(bbox=[-5.0, 10.0, 500.0, 20.0]))
     data = CocoDetection(*paths(coco_root), training=True)
