@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from torchvision.models import detection, get_model_builder
+from torchvision.models import detection, get_model_builder, get_model_weights
 from torchvision.models.detection import FasterRCNN, RetinaNet
 
 from kd.conversion import FORMATS, load_features
@@ -109,4 +109,6 @@ def _torchvision_builder(name: str, *, weights: str | None = None, **options: An
         model = get_model_builder(name)(**options)
         load_strictly(model, read_state_dict(weights), repr(str(weights)))
         return model
+    if "." not in weights:  # without its enum, as torchvision's builders take it too
+        weights = f"{get_model_weights(name).__name__}.{weights}"
     return get_model_builder(name)(weights=weights_enum(weights), **options)

@@ -112,12 +112,15 @@ def test_weights_by_torchvisions_enum_name(monkeypatch):
     file = io.BytesIO()
     detector = torchvision_detection.retinanet_resnet50_fpn(weights_backbone=None)
     torch.save(detector.state_dict(), file)
-    file.seek(0)
-    made = build("retinanet_resnet50_fpn", weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1")
-    assert torch.equal(made.head.regression_head.bbox_reg.weight, detector.head.regression_head.bbox_reg.weight)
-    # Frozen, and with the eps its AP was measured with.
-    assert {m.eps for m in made.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}
-    assert asked == ["ResNet18_Weights.IMAGENET1K_V1", "RetinaNet_ResNet50_FPN_Weights.COCO_V1"]
+    for name in ("RetinaNet_ResNet50_FPN_Weights.COCO_V1", "COCO_V1"):
+        file.seek(0)
+        made = build("retinanet_resnet50_fpn", weights=name)
+        assert torch.equal(made.head.regression_head.bbox_reg.weight, detector.head.regression_head.bbox_reg.weight)
+        # Frozen, and with the eps its AP was measured with.
+        assert {m.eps for m in made.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}
+    assert asked == ["ResNet18_Weights.IMAGENET1K_V1", *["RetinaNet_ResNet50_FPN_Weights.COCO_V1"] * 2]
+    with pytest.raises(ValueError, match=r"weights: 'RetinaNet_ResNet50_FPN_Weights.COCO_V9' is neither a file nor"):
+        build("retinanet_resnet50_fpn", weights="COCO_V9")
 
 
 def test_extra_levels():
