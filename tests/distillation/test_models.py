@@ -1,4 +1,5 @@
 import io
+import urllib.error
 
 import pytest
 import torch
@@ -121,6 +122,20 @@ def test_weights_by_torchvisions_enum_name(monkeypatch):
     assert asked == ["ResNet18_Weights.IMAGENET1K_V1", *["RetinaNet_ResNet50_FPN_Weights.COCO_V1"] * 2]
     with pytest.raises(ValueError, match=r"weights: 'RetinaNet_ResNet50_FPN_Weights.COCO_V9' is neither a file nor"):
         build("retinanet_resnet50_fpn", weights="COCO_V9")
+
+
+def test_weights_that_can_not_be_downloaded_end_with_a_sentence(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", unreachable)
+    message = r"weights: '{}' can not be downloaded \(.*no network.*\); fetch https://.*\.pth .*checkpoints"
+    with pytest.raises(ValueError, match=message.format("ResNet18_Weights.IMAGENET1K_V1")):
+        build("retinanet", backbone="resnet18", weights_backbone="ResNet18_Weights.IMAGENET1K_V1")
+    with pytest.raises(ValueError, match=message.format("RetinaNet_ResNet50_FPN_Weights.COCO_V1")):
+        build("retinanet_resnet50_fpn", weights="COCO_V1")
+    with pytest.raises(ValueError, match=message.format("ResNet50_Weights.IMAGENET1K_V1")):
+        build("retinanet_resnet50_fpn", weights_backbone="ResNet50_Weights.IMAGENET1K_V1")
 
 
 def test_extra_levels():
