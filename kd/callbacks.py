@@ -61,7 +61,8 @@ class StudentWeights(Callback):
 
 
 class StopOnInterrupt(Callback):
-    """Ctrl-C ends the run after the current step, so that the checkpoint then written is a consistent one.
+    """Ctrl-C ends the run after the current step, all batches that it accumulates included, so that the checkpoint then
+    written is a consistent one.
 
     A second Ctrl-C stops at once. With several processes Lightning's own handling stays in place.
     """
@@ -75,8 +76,12 @@ class StopOnInterrupt(Callback):
         if trainer.world_size == 1:
             self._previous = signal.signal(signal.SIGINT, self._ask)
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if self._asked:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # A checkpoint holds no gradients.
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if self._asked and stepped:
             raise KeyboardInterrupt
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

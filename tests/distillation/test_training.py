@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,26 @@ cli.main(["fit", "--config", {path!r}])
     resumed = torch.load(broken / "student_last.pth", weights_only=True)
     start = build(DetectorConfig(**yaml.safe_load(Path(path).read_text())["model"]["student"])).state_dict()
     assert any(not torch.equal(expected[name], start[name]) for name in expected)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_an_interrupt_waits_for_the_gradients_that_are_accumulated(coco_root, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    changes = {"trainer__accumulate_grad_batches": 2, "trainer__limit_val_batches": 0, "save_every": 50}
+    main(["fit", "--config", write_config("retinanet", coco_root, whole, **changes)])
+    path = write_config("retinanet", coco_root, broken, **changes)
+    step = DetectionTraining.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(DetectionTraining, "training_step", interrupted)
+        main(["fit", "--config", path])
+    main(["fit", "--config", path, "--ckpt_path", "last"])
+    expected, resumed = (torch.load(run / "student_last.pth", weights_only=True) for run in (whole, broken))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
