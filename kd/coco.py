@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,8 +39,13 @@ class ImageRecord(NamedTuple):
     file_name: str
     width: int
     height: int
-    annotations: Tensor
-    """[n, 7] float64: x, y, width, height (pixels), area (pixels^2), label, iscrowd; as in the annotation file."""
+    annotations: np.ndarray
+    """[n, 7] float64: x, y, width, height (pixels), area (pixels^2), label, iscrowd; as in the annotation file. No
+    tensor, of which each takes a file descriptor on its way to a loading process that is not forked."""
+
+    def rows(self) -> Tensor:
+        """``annotations`` as a tensor, which shares their memory."""
+        return torch.from_numpy(self.annotations)
 
 
 class CocoDetection(Dataset[tuple[Tensor, Target]]):
@@ -105,7 +111,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         index = draw.index if isinstance(draw, Draw) else draw
         record = self.records[index]
         image = self._read_image(record)
-        rows = record.annotations[_usable(record)] if self.training else record.annotations
+        rows = record.rows()[_usable(record)] if self.training else record.rows()
         boxes = rows[:, :4].clone()
         boxes[:, 2:] += boxes[:, :2]
         if self.training:
@@ -231,7 +237,7 @@ def _records(content: dict[str, Any], path: Path, label_of_category: dict[int, i
             raise DataError(f"{path}: annotation {name} has a box or area that is not finite: {annotation['bbox']}")
         rows[image_id].append([x, y, width, height, area, label_of_category[category], crowd])
     return [
-        ImageRecord(image_id, *described, torch.tensor(rows[image_id], dtype=torch.float64).reshape(-1, 7))
+        ImageRecord(image_id, *described, np.array(rows[image_id], dtype=np.float64).reshape(-1, 7))
         for image_id, described in images.items()
     ]
 
@@ -243,10 +249,11 @@ def _clip(boxes: Tensor, record: ImageRecord) -> Tensor:
 
 def _usable(record: ImageRecord) -> Tensor:
     """Which rows can be trained on: no crowd, and at least a pixel wide and high inside of the image."""
-    boxes = record.annotations[:, :4].clone()
+    rows = record.rows()
+    boxes = rows[:, :4].clone()
     boxes[:, 2:] += boxes[:, :2]
     boxes = _clip(boxes, record)
-    return (record.annotations[:, 6] == 0) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)
+    return (rows[:, 6] == 0) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)
 
 
 def _check_images_exist(folder: Path, names: Iterable[str], annotations: Path) -> None:

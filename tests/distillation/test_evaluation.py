@@ -71,9 +71,9 @@ def targets_of(dataset):
     """The evaluation targets without reading pictures."""
     result = []
     for record in dataset.records:
-        boxes = record.annotations[:, :4].clone()
+        rows = record.rows()
+        boxes = rows[:, :4].clone()
         boxes[:, 2:] += boxes[:, :2]
-        rows = record.annotations
         result.append(
             {"boxes": boxes.float(), "labels": rows[:, 5].long(), "area": rows[:, 4].float(),
              "iscrowd": rows[:, 6].long(), "image_id": torch.tensor(record.image_id)}
