@@ -140,6 +140,16 @@ def test_a_bad_teacher_stops_the_run_unless_told_otherwise(coco_root, tmp_path):
     assert (run / "student_last.pth").exists() and len(logged(run, "teacher/AP")) == 2
 
 
+def test_teacher_and_last_student_are_measured_in_the_runs_precision(coco_root, tmp_path):
+    run = tmp_path / "run"
+    record = {"class_path": "kd.compare.record.RunRecord", "init_args": {"folder": str(run)}}
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1, trainer__limit_val_batches=0,
+                        trainer__precision="64-true", trainer__callbacks=[record],
+                        teacher_check={"images": 2, "min_ap": 0})  # fmt: skip
+    main(["fit", "--config", path])
+    assert logged(run, "teacher/AP") and (run / "record.json").is_file()
+
+
 def test_moving_average(coco_root, tmp_path):
     states = []
     for decay in (None, 0.0, 0.9):
