@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -142,12 +142,19 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         try:
             with Image.open(path) as file:
                 image = transforms.to_image(rgb(file))
+                fits = image.shape[-2:] == (record.height, record.width)
+                turned = not fits and file.getexif().get(ExifTags.Base.Orientation, 1) > 4
         except UNREADABLE as error:
             raise unreadable(path, error) from error
-        if image.shape[-2:] != (record.height, record.width):
+        if not fits:
+            reason = (
+                "its EXIF orientation, which is not applied, turns it on its side: store it upright, as annotated"
+                if turned
+                else "images and annotations are not of the same data set"
+            )
             raise DataError(
                 f"{path}: the image is {image.shape[-1]}x{image.shape[-2]} but {self.annotations} says "
-                f"{record.width}x{record.height} (width x height); images and annotations are not of the same data set"
+                f"{record.width}x{record.height} (width x height); {reason}"
             )
         return image
 

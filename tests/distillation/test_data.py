@@ -5,7 +5,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny_coco import write_coco
 from torchvision.transforms import v2
 
@@ -169,6 +169,17 @@ def byteswapped(picture):
     data = bytearray(picture.tobytes())
     data[::2], data[1::2] = data[1::2], data[::2]
     return bytes(data)
+
+
+def test_a_picture_turned_by_its_exif_orientation_is_told_from_a_wrong_one(coco_root):
+    """Annotated as viewers show it, stored on its side: how cameras write portraits."""
+    images, annotations = paths(coco_root)
+    picture = Image.open(images / "000000000012.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(images / "000000000012.png", exif=exif)
+    with pytest.raises(DataError, match=r"000000000012.png: .* says 56x72.*EXIF orientation.*store it upright"):
+        CocoDetection(images, annotations)[2]
 
 
 @pytest.mark.parametrize("kind", ["BMP", "PPM"])
