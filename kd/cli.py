@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,7 +23,7 @@ from kd.coco import DataError
 from kd.data import CocoDataModule
 from kd.run_folder import flat
 from kd.teacher_check import BadTeacherError, TeacherCheck
-from kd.training import ConfigurationError, DetectionTraining, NonFiniteLossError
+from kd.training import ConfigurationError, DetectionTraining, NonFiniteLossError, student_state
 
 DEFAULT_ROOT = "runs/default"
 
@@ -74,9 +75,14 @@ class DistillationCLI(LightningCLI):
                 folder = Path(config.trainer.default_root_dir or DEFAULT_ROOT) / "checkpoints"
                 config.ckpt_path = str(_newest(folder, config.ckpt_path))
 
+    def before_fit(self) -> None:
+        """What is wrong with a checkpoint is said before Lightning meets it."""
+        check_checkpoint(self.config[self.subcommand].ckpt_path, self.model)
+
     def before_validate(self) -> None:
         """The AP of heads that nobody trained says nothing."""
         if self.config[self.subcommand].ckpt_path:
+            self.before_fit()
             return
         student = self.model.student_config
         what = None
@@ -160,6 +166,29 @@ def main(args: Sequence[str] | None = None) -> None:
     except SIGTERMException:
         # Lightning has saved last.ckpt by now, but would end with 0 as if the run were complete.
         sys.exit(128 + signal.SIGTERM)
+
+
+def check_checkpoint(path: str | Path | None, module: DetectionTraining) -> None:
+    """Raise ConfigurationError unless ``path``, if it is a file, is a training's checkpoint of ``module``'s student."""
+    if path is None or not Path(path).is_file():
+        return
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # unpickling fails in many ways
+        raise ConfigurationError(f"ckpt_path: {path} can not be read as a checkpoint ({error})") from error
+    try:
+        own, stored = module.student.state_dict(), student_state(content)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ConfigurationError(
+            f"ckpt_path: {path} is no checkpoint of a training (those are in its folder checkpoints); "
+            "weights alone go into model.student.weights"
+        ) from error
+    wrong = [k for k in {**own, **stored} if k not in own or k not in stored or own[k].shape != stored[k].shape]
+    if wrong:
+        raise ConfigurationError(
+            f"ckpt_path: {path} is of another student: {len(wrong)} of its weights are missing, unexpected or of "
+            f"another shape, {wrong[0]} the first; its options are in the config.yaml of its run"
+        )
 
 
 def _newest(folder: Path, name: str) -> Path:

@@ -343,6 +343,23 @@ def test_evaluation_finds_the_folders_checkpoints_or_refuses(coco_root, tmp_path
     assert loaded == [6, best]
 
 
+def test_a_file_that_is_no_checkpoint_of_this_student_ends_with_a_sentence(coco_root, tmp_path):
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1)
+    main(["fit", "--config", path])
+    best = run / "checkpoints/best.ckpt"
+    (tmp_path / "cut.ckpt").write_bytes(best.read_bytes()[:9000])
+    for file, options, message in (
+        (run / "student_best.pth", [], r"is no checkpoint of a training.*model.student.weights"),
+        (tmp_path / "cut.ckpt", [], r"can not be read as a checkpoint \("),
+        (best, ["--model.student.num_classes=9"], r"is of another student: 2 of its weights.*cls_logits.weight"),
+        (best, ["--model.student.backbone=mobilenet_v3_small"], r"is of another student: .*backbone.body"),
+    ):
+        for command in ("fit", "validate", "test"):
+            with pytest.raises(SystemExit, match=rf"kd: ckpt_path: {file} {message}"):
+                main([command, "--config", path, "--ckpt_path", str(file), *options])
+
+
 def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(teacher_check, "rank_zero_info", said.append)
