@@ -117,7 +117,12 @@ class DetectionTraining(pl.LightningModule):
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("distiller.adapters.")}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        self.trainer.fit_loop.setup_data()  # which estimated_stepping_batches only does where there are epochs to count
+        total_steps = self.trainer.estimated_stepping_batches
+        if self.schedule_config.name == "one_cycle" and not math.isfinite(total_steps):
+            raise ConfigurationError(
+                "schedule.name: 'one_cycle' needs to know the last step; give trainer.max_epochs or trainer.max_steps"
+            )
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer = self.optimizer_config.build(self.distiller)
         scheduler = self.schedule_config.build(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)

@@ -398,6 +398,21 @@ def test_the_progress_bar_shows_losses_and_the_time_left(coco_root, tmp_path, ca
     assert re.search(r"\d+:\d\d", last), last
 
 
+@pytest.mark.parametrize("end", ["--trainer.max_time=00:00:00:02", "--trainer.max_steps=4"])
+def test_a_run_without_a_number_of_epochs(coco_root, tmp_path, end):
+    endless = ["--trainer.max_epochs=-1", "--trainer.limit_val_batches=0", end]
+    schedule = {"name": "multistep", "milestones": [1], "warmup_steps": 0}
+    path = write_config("retinanet", coco_root, tmp_path / "run", model__loss="none", model__schedule=schedule)
+    main(["fit", "--config", path, *endless])
+    rates = learning_curves(tmp_path / "run")["lr-AdamW"][1]
+    assert rates[:4] == pytest.approx([0.003] * 3 + [0.0003])
+    if "time" in end:
+        with pytest.raises(SystemExit, match=r"kd: schedule.name: 'one_cycle' needs .*max_epochs or trainer.max_steps"):
+            main(["fit", "--config", path, *endless, "--model.schedule.name=one_cycle"])
+    else:
+        assert len(rates) == 4
+
+
 def test_a_run_without_loggers(coco_root, tmp_path):
     run = tmp_path / "run"
     path = write_config("retinanet", coco_root, run, trainer__logger=False, **PLAIN)
