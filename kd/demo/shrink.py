@@ -71,7 +71,7 @@ def _shrink_split(
     """Copies one split, with the categories ``chosen``, or if that is None the most frequent; returns those it kept."""
     annotation_file = source / "annotations" / f"instances_{split}2017.json"
     folder = source / f"{split}2017"
-    dataset = CocoDetection(folder, annotation_file, training=split == "train", limit=limit)
+    dataset = CocoDetection(folder, annotation_file, training=split == "train", labels="contiguous", limit=limit)
     content = json.loads(annotation_file.read_text(encoding="utf-8"))
     images = {int(image["id"]): image for image in content["images"]}
     rows = [{**a, "image_id": int(a["image_id"]), "category_id": int(a["category_id"])} for a in content["annotations"]]

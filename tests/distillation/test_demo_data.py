@@ -130,6 +130,20 @@ def test_shrink_takes_ids_as_text_and_annotations_without(tmp_path):
         assert all(torch.equal(old_target[key], new_target[key]) for key in old_target)
 
 
+def test_shrink_takes_category_ids_from_0(tmp_path):
+    source = write_coco(tmp_path / "coco")
+    for split in ("train2017", "val2017"):
+        file = source / f"annotations/instances_{split}.json"
+        content = json.loads(file.read_text())
+        content["categories"][0]["id"] = 0
+        for annotation in content["annotations"]:
+            annotation["category_id"] = {3: 0, 7: 7}[annotation["category_id"]]
+        file.write_text(json.dumps(content))
+    root = shrink(source, tmp_path / "small", longest=36, train_limit=3, val_limit=4)
+    data = CocoDetection(root / "val2017", root / "annotations/instances_val2017.json", labels="contiguous")
+    assert data.label_names == {1: "red", 2: "blue"}
+
+
 def test_shrink_keeps_the_most_frequent_categories(tmp_path):
     source = write_coco(tmp_path / "coco", size=(72, 56))
     content = json.loads((source / "annotations/instances_train2017.json").read_text())
