@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
-from kd.inert_pickle import LOG_BUFFERS, Inert, read_arrays
+from kd.inert_pickle import BESIDE_WEIGHTS, Inert, read_arrays
 
 # Counters that FrozenBatchNorm2d does not keep and that carry no weight.
 _COUNTER = "num_batches_tracked"
@@ -65,7 +65,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_tensors(path: Path) -> Any:
-    with torch.serialization.safe_globals([(Inert, name) for name in LOG_BUFFERS]):
+    with torch.serialization.safe_globals([(Inert, name) for name in BESIDE_WEIGHTS]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
