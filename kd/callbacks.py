@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kd.training import NonFiniteLossError, student_state
 
@@ -37,6 +38,17 @@ class _FiniteCheckpoint(ModelCheckpoint):
         # A finite loss can have a gradient that is not, whose step would be saved before the next loss shows it.
         trainer.lightning_module.check_weights()
         super()._save_checkpoint(trainer, filepath)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their place and then renames them.
+
+    Lightning's own writes to the system's temporary folder: from another file system it copies the file onto the
+    checkpoint before, so that of a run killed by then neither is whole.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        save_atomically(checkpoint, Path(path))
 
 
 class StudentWeights(Callback):
@@ -95,7 +107,7 @@ class StopOnInterrupt(Callback):
         self._asked = True
 
 
-def save_atomically(state: dict[str, torch.Tensor], path: Path) -> None:
+def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write ``state`` so that ``path`` holds all of it or is not touched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -15,10 +15,11 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from kd.callbacks import StopOnInterrupt, StudentWeights, checkpoints
+from kd.callbacks import AtomicCheckpointIO, StopOnInterrupt, StudentWeights, checkpoints
 from kd.coco import DataError
 from kd.data import CocoDataModule
 from kd.run_folder import flat
@@ -117,6 +118,10 @@ class DistillationCLI(LightningCLI):
             names = ("", "csv") if self.subcommand == "fit" else (self.subcommand, self.subcommand)
             kwargs["logger"] = [TensorBoardLogger(root, name=names[0], version=""), CSVLogger(root, name=names[1])]
         if self.subcommand == "fit":
+            plugins = self._get(self.config_init, "trainer.plugins") or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+                kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
             given = self._get(self.config_init, "trainer.callbacks") or []
             kwargs["callbacks"] = [
                 *(given if isinstance(given, list) else [given]),

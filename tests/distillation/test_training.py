@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fsspec.implementations.local import LocalFileOpener
 from training_runs import BACKBONE, logged, write_config
 
 from kd import cli
@@ -212,6 +213,25 @@ def test_no_code_runs_from_a_checkpoint(coco_root, tmp_path, capsys, monkeypatch
             unchecked.setattr(cli, "check_checkpoint", lambda *_: None)  # Lightning reads it no other way
             main([command, *arguments])
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_cut_off_leaves_the_one_before(coco_root, tmp_path, monkeypatch):
+    """Lightning writes to the system's temporary folder first; from another file system it then copies the file onto
+    the checkpoint, which is lost where that is cut off."""
+
+    def cut_off(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(LocalFileOpener, "commit", cut_off)
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1, model__loss="none")
+    main(["fit", "--config", path])
+    before = (run / "checkpoints/last.ckpt").read_bytes()
+    monkeypatch.setattr(torch, "save", lambda state, file: (Path(file).write_bytes(b"half"), cut_off()))
+    with pytest.raises(OSError, match="no space left"):
+        main(["fit", "--config", path, "--trainer.max_epochs=2", "--ckpt_path", "last"])
+    assert (run / "checkpoints/last.ckpt").read_bytes() == before
+    assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "last_epoch.ckpt"]
 
 
 def test_the_optimiser_is_the_configured_one():
