@@ -13,7 +13,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from kd.weights import is_file_name, load_strictly, read_state_dict, weights_enum
+from kd.weights import downloading, is_file_name, load_strictly, read_state_dict, weights_enum
 
 RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x4d",
@@ -172,7 +172,9 @@ def _load_classification_weights(network: nn.Module, weights: str | Path, backbo
     if is_file_name(weights):
         state = read_state_dict(weights)
     else:
-        state = dict(weights_enum(str(weights)).get_state_dict(progress=False, check_hash=True))
+        known = weights_enum(str(weights))
+        with downloading(known):
+            state = dict(known.get_state_dict(progress=False, check_hash=True))
     state = {name: value for name, value in state.items() if not name.startswith(("fc.", "classifier."))}
     if isinstance(network, ResNet):
         state.update({name: value for name, value in network.state_dict().items() if name.startswith("fc.")})

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kd.training import NonFiniteLossError, student_state
 
@@ -39,6 +40,17 @@ class _FiniteCheckpoint(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their place and then renames them.
+
+    Lightning's own writes to the system's temporary folder: from another file system it copies the file onto the
+    checkpoint before, so that of a run killed by then neither is whole.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        save_atomically(checkpoint, Path(path))
+
+
 class StudentWeights(Callback):
     """Writes the student's weights alone, best and last, when a run ends: ``student_best.pth``, ``student_last.pth``.
 
@@ -61,7 +73,8 @@ class StudentWeights(Callback):
 
 
 class StopOnInterrupt(Callback):
-    """Ctrl-C ends the run after the current step, so that the checkpoint then written is a consistent one.
+    """Ctrl-C ends the run after the current step, all batches that it accumulates included, so that the checkpoint then
+    written is a consistent one.
 
     A second Ctrl-C stops at once. With several processes Lightning's own handling stays in place.
     """
@@ -75,8 +88,12 @@ class StopOnInterrupt(Callback):
         if trainer.world_size == 1:
             self._previous = signal.signal(signal.SIGINT, self._ask)
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if self._asked:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # A checkpoint holds no gradients.
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if self._asked and stepped:
             raise KeyboardInterrupt
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -90,7 +107,7 @@ class StopOnInterrupt(Callback):
         self._asked = True
 
 
-def save_atomically(state: dict[str, torch.Tensor], path: Path) -> None:
+def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write ``state`` so that ``path`` holds all of it or is not touched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -10,23 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from kd.callbacks import StopOnInterrupt, StudentWeights, checkpoints
+from kd.callbacks import AtomicCheckpointIO, StopOnInterrupt, StudentWeights, checkpoints
 from kd.coco import DataError
 from kd.data import CocoDataModule
 from kd.run_folder import flat
 from kd.teacher_check import BadTeacherError, TeacherCheck
-from kd.training import ConfigurationError, DetectionTraining, NonFiniteLossError
+from kd.training import ConfigurationError, DetectionTraining, NonFiniteLossError, student_state
+
+DEFAULT_ROOT = "runs/default"
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves every option beside the run: ``config.yaml`` of a training, ``config_validate.yaml`` of an evaluation.
+    """Saves every option beside the run: ``config.yaml`` of a training, ``validate/config_validate.yaml`` of an
+    evaluation.
 
     Where the folder already holds other options, those are kept beside it (``config_1.yaml``, ...), and that is said.
     """
@@ -64,11 +69,21 @@ class DistillationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Without training there is nothing to distil, so the teacher's file need not be there."""
         if self.subcommand != "fit":
-            self.config[self.subcommand].model.teacher = None
+            config = self.config[self.subcommand]
+            config.model.teacher = None
+            # Lightning finds them in training only, and would evaluate the initial weights.
+            if config.ckpt_path in ("last", "best"):
+                folder = Path(config.trainer.default_root_dir or DEFAULT_ROOT) / "checkpoints"
+                config.ckpt_path = str(_newest(folder, config.ckpt_path))
+
+    def before_fit(self) -> None:
+        """What is wrong with a checkpoint is said before Lightning meets it."""
+        check_checkpoint(self.config[self.subcommand].ckpt_path, self.model)
 
     def before_validate(self) -> None:
         """The AP of heads that nobody trained says nothing."""
         if self.config[self.subcommand].ckpt_path:
+            self.before_fit()
             return
         student = self.model.student_config
         what = None
@@ -96,11 +111,17 @@ class DistillationCLI(LightningCLI):
         parser.link_arguments("data.seed", "model.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        root = Path(self._get(self.config_init, "trainer.default_root_dir") or "runs/default")
+        root = Path(self._get(self.config_init, "trainer.default_root_dir") or DEFAULT_ROOT)
         logger = self._get(self.config_init, "trainer.logger")
         if logger in (None, True) and not self._get(self.config_init, "trainer.fast_dev_run"):
-            kwargs["logger"] = [TensorBoardLogger(root, name="", version=""), CSVLogger(root, name="csv")]
+            # An evaluation is logged at step 0, where it would be a point of the training's curves.
+            names = ("", "csv") if self.subcommand == "fit" else (self.subcommand, self.subcommand)
+            kwargs["logger"] = [TensorBoardLogger(root, name=names[0], version=""), CSVLogger(root, name=names[1])]
         if self.subcommand == "fit":
+            plugins = self._get(self.config_init, "trainer.plugins") or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+                kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
             given = self._get(self.config_init, "trainer.callbacks") or []
             kwargs["callbacks"] = [
                 *(given if isinstance(given, list) else [given]),
@@ -150,6 +171,36 @@ def main(args: Sequence[str] | None = None) -> None:
     except SIGTERMException:
         # Lightning has saved last.ckpt by now, but would end with 0 as if the run were complete.
         sys.exit(128 + signal.SIGTERM)
+
+
+def check_checkpoint(path: str | Path | None, module: DetectionTraining) -> None:
+    """Raise ConfigurationError unless ``path``, if it is a file, is a training's checkpoint of ``module``'s student."""
+    if path is None or not Path(path).is_file():
+        return
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # unpickling fails in many ways
+        raise ConfigurationError(f"ckpt_path: {path} can not be read as a checkpoint ({error})") from error
+    try:
+        own, stored = module.student.state_dict(), student_state(content)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ConfigurationError(
+            f"ckpt_path: {path} is no checkpoint of a training (those are in its folder checkpoints); "
+            "weights alone go into model.student.weights"
+        ) from error
+    wrong = [k for k in {**own, **stored} if k not in own or k not in stored or own[k].shape != stored[k].shape]
+    if wrong:
+        raise ConfigurationError(
+            f"ckpt_path: {path} is of another student: {len(wrong)} of its weights are missing, unexpected or of "
+            f"another shape, {wrong[0]} the first; its options are in the config.yaml of its run"
+        )
+
+
+def _newest(folder: Path, name: str) -> Path:
+    found = sorted(folder.glob(f"{name}*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if not found:
+        raise ConfigurationError(f"--ckpt_path {name}: no {name}*.ckpt in {folder}; give a checkpoint's path")
+    return found[-1]
 
 
 def _sentence(error: Exception) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -18,6 +19,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 Labels = Literal["coco", "contiguous"]
 Target = dict[str, Tensor]
+#: What Pillow raises at pictures that are none.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class DataError(ValueError):
@@ -36,8 +39,13 @@ class ImageRecord(NamedTuple):
     file_name: str
     width: int
     height: int
-    annotations: Tensor
-    """[n, 7] float64: x, y, width, height (pixels), area (pixels^2), label, iscrowd; as in the annotation file."""
+    annotations: np.ndarray
+    """[n, 7] float64: x, y, width, height (pixels), area (pixels^2), label, iscrowd; as in the annotation file. No
+    tensor, of which each takes a file descriptor on its way to a loading process that is not forked."""
+
+    def rows(self) -> Tensor:
+        """``annotations`` as a tensor, which shares their memory."""
+        return torch.from_numpy(self.annotations)
 
 
 class CocoDetection(Dataset[tuple[Tensor, Target]]):
@@ -75,7 +83,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.images, self.annotations = Path(images), Path(annotations)
         self.training, self.transform = training, transform
         content = _read_json(self.annotations)
-        self.categories = _categories(content, self.annotations)
+        self.categories = _categories(content, self.annotations, labels)
         """Category id -> name."""
         ids = sorted(self.categories)
         self.label_of_category = {c: (c if labels == "coco" else k) for k, c in enumerate(ids, start=1)}
@@ -83,6 +91,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.records = _records(content, self.annotations, self.label_of_category)
         if training:
             self.records = [r for r in self.records if _usable(r).any()]
+        if limit is not None and limit < 1:
+            raise DataError(f"limit: got {limit}, expected at least 1, or None for all images")
         if limit is not None:
             self.records = self.records[:limit]
         if not self.records:
@@ -101,7 +111,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         index = draw.index if isinstance(draw, Draw) else draw
         record = self.records[index]
         image = self._read_image(record)
-        rows = record.annotations[_usable(record)] if self.training else record.annotations
+        rows = record.rows()[_usable(record)] if self.training else record.rows()
         boxes = rows[:, :4].clone()
         boxes[:, 2:] += boxes[:, :2]
         if self.training:
@@ -131,15 +141,40 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         path = self.images / record.file_name
         try:
             with Image.open(path) as file:
-                image = transforms.to_image(file.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise DataError(f"{path}: can not be read as an image ({error}); download this file again") from error
-        if image.shape[-2:] != (record.height, record.width):
+                image = transforms.to_image(rgb(file))
+                fits = image.shape[-2:] == (record.height, record.width)
+                turned = not fits and file.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        except UNREADABLE as error:
+            raise unreadable(path, error) from error
+        if not fits:
+            reason = (
+                "its EXIF orientation, which is not applied, turns it on its side: store it upright, as annotated"
+                if turned
+                else "images and annotations are not of the same data set"
+            )
             raise DataError(
                 f"{path}: the image is {image.shape[-1]}x{image.shape[-2]} but {self.annotations} says "
-                f"{record.width}x{record.height} (width x height); images and annotations are not of the same data set"
+                f"{record.width}x{record.height} (width x height); {reason}"
             )
         return image
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """What is said of a picture that raised one of :data:`UNREADABLE`."""
+    return DataError(f"{path}: can not be read as an image ({error}); download or write this file again")
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """An opened picture in 8-bit RGB; of 16-bit greys the upper byte, as OpenCV takes it (Pillow would clip at 255).
+
+    Raises:
+        ValueError: its values are 32-bit numbers, whose range nothing tells.
+    """
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"mode {picture.mode!r}, expected 8 or 16 bits a channel")
+    if picture.mode.startswith("I;16"):
+        picture = picture.convert("I").point(lambda value: value / 256)
+    return picture.convert("RGB")
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
@@ -162,35 +197,44 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
+def _categories(content: dict[str, Any], path: Path, labels: Labels) -> dict[int, str]:
     try:
         categories = {int(c["id"]): str(c.get("name", c["id"])) for c in content["categories"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: a category without a usable id ({error!r})") from error
-    if not categories or min(categories) < 1:
-        raise DataError(f"{path}: category ids {sorted(categories)[:5]}, expected ids from 1 on (0 is the background)")
+    if not categories or (labels == "coco" and min(categories) < 1):
+        raise DataError(
+            f"{path}: category ids {sorted(categories)[:5]}, expected ids from 1 on (0 is the background); "
+            "with labels: contiguous they may begin anywhere"
+        )
     return categories
 
 
 def _records(content: dict[str, Any], path: Path, label_of_category: dict[int, int]) -> list[ImageRecord]:
-    rows: dict[int, list[list[float]]] = {}
-    try:
-        for image in content["images"]:
-            if int(image["id"]) in rows:
-                raise DataError(f"{path}: image id {image['id']} twice")
-            rows[int(image["id"])] = []
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: an image entry lacks {error}") from error
+    images: dict[int, tuple[str, int, int]] = {}
+    for image in content["images"]:
+        name = image.get("id", "without id") if isinstance(image, dict) else image
+        try:
+            image_id = int(image["id"])
+            described = str(image["file_name"]), int(image["width"]), int(image["height"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: image {name} lacks a usable id, file_name, width or height ({error!r})"
+            ) from error
+        if image_id in images:
+            raise DataError(f"{path}: image id {image_id} twice")
+        images[image_id] = described
+    rows: dict[int, list[list[float]]] = {image_id: [] for image_id in images}
     for annotation in content["annotations"]:
         name = annotation.get("id", "without id") if isinstance(annotation, dict) else annotation
         try:
-            image_id, category = annotation["image_id"], annotation["category_id"]
+            image_id, category = int(annotation["image_id"]), int(annotation["category_id"])
             x, y, width, height = (float(v) for v in annotation["bbox"])
             area = float(annotation.get("area", width * height))
             crowd = int(annotation.get("iscrowd", 0))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{path}: annotation {name} lacks a usable bbox, image_id or category_id ({error!r})"
+                f"{path}: annotation {name} lacks a usable bbox, image_id, category_id, area or iscrowd ({error!r})"
             ) from error
         if image_id not in rows:
             raise DataError(f"{path}: annotation {name} belongs to image {image_id}, which the file does not list")
@@ -199,19 +243,10 @@ def _records(content: dict[str, Any], path: Path, label_of_category: dict[int, i
         if not all(map(math.isfinite, (x, y, width, height, area))):
             raise DataError(f"{path}: annotation {name} has a box or area that is not finite: {annotation['bbox']}")
         rows[image_id].append([x, y, width, height, area, label_of_category[category], crowd])
-    try:
-        return [
-            ImageRecord(
-                int(image["id"]),
-                str(image["file_name"]),
-                int(image["width"]),
-                int(image["height"]),
-                torch.tensor(rows[int(image["id"])], dtype=torch.float64).reshape(-1, 7),
-            )
-            for image in content["images"]
-        ]
-    except KeyError as error:
-        raise DataError(f"{path}: an image entry lacks {error}; expected id, file_name, width, height") from error
+    return [
+        ImageRecord(image_id, *described, np.array(rows[image_id], dtype=np.float64).reshape(-1, 7))
+        for image_id, described in images.items()
+    ]
 
 
 def _clip(boxes: Tensor, record: ImageRecord) -> Tensor:
@@ -221,10 +256,11 @@ def _clip(boxes: Tensor, record: ImageRecord) -> Tensor:
 
 def _usable(record: ImageRecord) -> Tensor:
     """Which rows can be trained on: no crowd, and at least a pixel wide and high inside of the image."""
-    boxes = record.annotations[:, :4].clone()
+    rows = record.rows()
+    boxes = rows[:, :4].clone()
     boxes[:, 2:] += boxes[:, :2]
     boxes = _clip(boxes, record)
-    return (record.annotations[:, 6] == 0) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)
+    return (rows[:, 6] == 0) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)
 
 
 def _check_images_exist(folder: Path, names: Iterable[str], annotations: Path) -> None:

@@ -59,7 +59,10 @@ class CocoEvaluator:
         images = self.gathered_images()
         if not images:
             raise RuntimeError("evaluation: no image was processed")
-        metric = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=class_names is not None)
+        # Not gathered once more by the metric, whose tensors on the CPU NCCL would refuse.
+        metric = MeanAveragePrecision(
+            backend="faster_coco_eval", class_metrics=class_names is not None, sync_on_compute=False
+        )
         # By image id, so that equal scores are broken the same way however the images were distributed.
         for image_id in sorted(images):
             found, truth = images[image_id]

@@ -18,12 +18,14 @@ _ARRAYS = {
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
 }
 
-LOG_BUFFERS = (
+BESIDE_WEIGHTS = (
+    "argparse.Namespace",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
     *(".".join(name) for name in sorted(_ARRAYS) if name[0].startswith("numpy")),
 )
-"""What mmdetection 3 stores beside the weights names these: the history of its log, which nobody needs here."""
+"""What is stored beside the weights names these: the options of torchvision's reference scripts, and the history of
+mmdetection 3's log. Nobody needs them here."""
 
 
 class Inert:

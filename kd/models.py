@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from torchvision.models import detection, get_model_builder
+from torchvision.models import detection, get_model_builder, get_model_weights
 from torchvision.models.detection import FasterRCNN, RetinaNet
 
 from kd.conversion import FORMATS, load_features
 from kd.converted_heads import load_heads
 from kd.detectors import faster_rcnn, retinanet
-from kd.weights import is_file_name, load_strictly, read_state_dict, weights_enum
+from kd.weights import downloading, is_file_name, load_strictly, read_state_dict, weights_enum
 
 __all__ = ["DetectorConfig", "build", "faster_rcnn", "retinanet"]
 
@@ -103,10 +103,14 @@ def _torchvision_builder(name: str, *, weights: str | None = None, **options: An
     options.setdefault("weights_backbone", None)
     if isinstance(options["weights_backbone"], str):
         options["weights_backbone"] = weights_enum(options["weights_backbone"])
-    if weights is None:
-        return get_model_builder(name)(**options)
-    if is_file_name(weights):
+    source = options["weights_backbone"]
+    from_file = weights is not None and is_file_name(weights)
+    if weights is not None and not from_file:
+        if "." not in weights:  # without its enum, as torchvision's builders take it too
+            weights = f"{get_model_weights(name).__name__}.{weights}"
+        source = options["weights"] = weights_enum(weights)
+    with downloading(source):
         model = get_model_builder(name)(**options)
+    if from_file:
         load_strictly(model, read_state_dict(weights), repr(str(weights)))
-        return model
-    return get_model_builder(name)(weights=weights_enum(weights), **options)
+    return model

@@ -70,9 +70,10 @@ class ScheduleConfig:
             factor *= self.gamma ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones)
         return factor
 
-    def build(self, optimizer: torch.optim.Optimizer, *, total_steps: int, steps_per_epoch: int) -> LRScheduler:
-        """The scheduler, to be stepped after every optimiser step."""
+    def build(self, optimizer: torch.optim.Optimizer, *, total_steps: float, steps_per_epoch: int) -> LRScheduler:
+        """The scheduler, to be stepped after every optimiser step. Only "one_cycle" asks for ``total_steps``, which may
+        be infinite for the others."""
         if self.name == "one_cycle":
             rates = [group["lr"] for group in optimizer.param_groups]
-            return OneCycleLR(optimizer, rates, total_steps=total_steps, pct_start=self.one_cycle_rise)
+            return OneCycleLR(optimizer, rates, total_steps=int(total_steps), pct_start=self.one_cycle_rise)
         return LambdaLR(optimizer, lambda step: self.factor(step, steps_per_epoch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,15 +110,20 @@ class RunFolder:
 
 
 def learning_curves(folder: str | Path) -> Curves:
-    """Logged quantity -> (steps, values) of the run in ``folder``; of steps that a resumed run repeats, the later."""
+    """Logged quantity -> (steps, values) of the run in ``folder``. A part of it that began later, resumed or afresh,
+    takes the place of all that was logged before from its first step on."""
     values: dict[str, dict[int, float]] = {}
-    for part in sorted(Path(folder).glob("*/*/metrics.csv"), key=lambda p: int(re.sub(r"\D", "", p.parent.name) or 0)):
+    files = [*Path(folder).glob("csv/*/metrics.csv"), *Path(folder).glob("curve/*/metrics.csv")]
+    for part in sorted(files, key=lambda p: int(re.sub(r"\D", "", p.parent.name) or 0)):
         with part.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        values.setdefault(name, {})[int(row["step"])] = float(value)
-    return {name: (sorted(points), [points[s] for s in sorted(points)]) for name, points in values.items()}
+            rows = list(csv.DictReader(file))
+        first = min((int(row["step"]) for row in rows), default=math.inf)
+        values = {name: {s: v for s, v in points.items() if s < first} for name, points in values.items()}
+        for row in rows:
+            for name, value in row.items():
+                if value and name not in ("step", "epoch"):
+                    values.setdefault(name, {})[int(row["step"])] = float(value)
+    return {name: (sorted(points), [points[s] for s in sorted(points)]) for name, points in values.items() if points}
 
 
 def run_folders(path: str | Path) -> list[RunFolder]:

@@ -56,10 +56,11 @@ class TeacherCheck(Callback):
     @torch.no_grad()
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         teacher, evaluator = pl_module.distiller.teacher, CocoEvaluator()
+        own = next(teacher.parameters())  # trainer.precision has changed its type too
         share = -(-self.images // trainer.world_size)
         seen = 0
         for images, targets in trainer.datamodule.val_dataloader():
-            evaluator.process(teacher([image.to(pl_module.device) for image in images]), targets)
+            evaluator.process(teacher([image.to(own) for image in images]), targets)
             seen += len(images)
             if seen >= share:
                 break

@@ -117,7 +117,12 @@ class DetectionTraining(pl.LightningModule):
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("distiller.adapters.")}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        self.trainer.fit_loop.setup_data()  # which estimated_stepping_batches only does where there are epochs to count
+        total_steps = self.trainer.estimated_stepping_batches
+        if self.schedule_config.name == "one_cycle" and not math.isfinite(total_steps):
+            raise ConfigurationError(
+                "schedule.name: 'one_cycle' needs to know the last step; give trainer.max_epochs or trainer.max_steps"
+            )
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer = self.optimizer_config.build(self.distiller)
         scheduler = self.schedule_config.build(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
@@ -137,6 +142,20 @@ class DetectionTraining(pl.LightningModule):
         if isinstance(sampler, GroupedBatchSampler):
             sampler.skip = seen % int(self.trainer.num_training_batches)
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+        if self.trainer.global_step > 0:
+            self._put_options_before_the_checkpoints()
+
+    def _put_options_before_the_checkpoints(self) -> None:
+        """A checkpoint's optimiser and schedule bring their rates with them; a resumed run keeps to its own options,
+        and takes from there only the moments and how far the schedule is."""
+        made = self.configure_optimizers()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        for group, own in zip(optimizer.param_groups, made["optimizer"].param_groups, strict=True):
+            group.update({name: value for name, value in own.items() if name != "params"})
+        scheduler: Any = self.lr_schedulers()
+        reached = {"last_epoch": scheduler.last_epoch - 1, "_step_count": scheduler._step_count}
+        scheduler.load_state_dict({**made["lr_scheduler"]["scheduler"].state_dict(), **reached})
+        scheduler.step()  # to the step at which the checkpoint was written
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
-from kd.inert_pickle import LOG_BUFFERS, Inert, read_arrays
+from kd.inert_pickle import BESIDE_WEIGHTS, Inert, read_arrays
 
 # Counters that FrozenBatchNorm2d does not keep and that carry no weight.
 _COUNTER = "num_batches_tracked"
@@ -64,7 +65,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_tensors(path: Path) -> Any:
-    with torch.serialization.safe_globals([(Inert, name) for name in LOG_BUFFERS]):
+    with torch.serialization.safe_globals([(Inert, name) for name in BESIDE_WEIGHTS]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -110,6 +111,20 @@ def weights_enum(name: str) -> WeightsEnum:
         raise ValueError(
             f"weights: {name!r} is neither a file nor a torchvision weights name "
             "(expected e.g. 'ResNet50_Weights.IMAGENET1K_V1' or a path)"
+        ) from error
+
+
+@contextmanager
+def downloading(weights: WeightsEnum | None) -> Iterator[None]:
+    """Raise ValueError, with what to do, where torchvision can not fetch ``weights`` in this context."""
+    try:
+        yield
+    except OSError as error:  # urllib's errors are such
+        if weights is None:
+            raise
+        raise ValueError(
+            f"weights: {str(weights)!r} can not be downloaded ({error}); fetch {weights.url} elsewhere and put it "
+            f"into {torch.hub.get_dir()}/checkpoints"
         ) from error
 
 

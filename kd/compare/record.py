@@ -168,8 +168,9 @@ class RunRecord(Callback):
 def _evaluated(module: pl.LightningModule, batches: Any) -> CocoEvaluator:
     evaluator = CocoEvaluator()
     student = module.student.eval()
+    own = next(student.parameters())
     for images, targets in batches:
-        evaluator.process(student([image.to(module.device) for image in images]), targets)
+        evaluator.process(student([image.to(own) for image in images]), targets)
     return evaluator
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
-from kd.callbacks import StopOnInterrupt, StudentWeights
+from kd.callbacks import AtomicCheckpointIO, StopOnInterrupt, StudentWeights
 from kd.compare.methods import Method
 from kd.compare.record import FIGURES, Clock, Result, StepTimer, save_detections, write_atomically, write_result
 from kd.compare.students import COMPONENTS_EVERY
@@ -144,6 +144,7 @@ class Trainings:
             limit_val_batches=0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            plugins=[AtomicCheckpointIO()],
             default_root_dir=str(folder),
             logger=[
                 CSVLogger(

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from rich.progress import track
 
-from kd.coco import CocoDetection
+from kd.coco import UNREADABLE, CocoDetection, rgb, unreadable
 
 SPLITS = ("train", "val")
 
@@ -71,11 +71,12 @@ def _shrink_split(
     """Copies one split, with the categories ``chosen``, or if that is None the most frequent; returns those it kept."""
     annotation_file = source / "annotations" / f"instances_{split}2017.json"
     folder = source / f"{split}2017"
-    dataset = CocoDetection(folder, annotation_file, training=split == "train", limit=limit)
+    dataset = CocoDetection(folder, annotation_file, training=split == "train", labels="contiguous", limit=limit)
     content = json.loads(annotation_file.read_text(encoding="utf-8"))
-    images = {image["id"]: image for image in content["images"]}
+    images = {int(image["id"]): image for image in content["images"]}
+    rows = [{**a, "image_id": int(a["image_id"]), "category_id": int(a["category_id"])} for a in content["annotations"]]
     if chosen is None:
-        counts = Counter(a["category_id"] for a in content["annotations"] if not a.get("iscrowd", 0))
+        counts = Counter(a["category_id"] for a in rows if not a.get("iscrowd", 0))
         chosen = {category for category, _ in counts.most_common(categories or None)}
     (target / f"{split}2017").mkdir(parents=True)
     scales, kept = {}, []
@@ -83,19 +84,16 @@ def _shrink_split(
         scale = min(1.0, longest / max(record.width, record.height))
         size = (max(1, round(scale * record.width)), max(1, round(scale * record.height)))
         name = f"{record.image_id}.jpg"
-        with Image.open(folder / record.file_name) as image:
-            image.draft("RGB", size)
-            image.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=3).save(
-                target / f"{split}2017" / name, quality=92
-            )
+        small = _small(folder / record.file_name, size)
+        small.save(target / f"{split}2017" / name, quality=92)
         kept.append({**images[record.image_id], "file_name": name, "width": size[0], "height": size[1]})
         scales[record.image_id] = (size[0] / record.width, size[1] / record.height)
     annotations = [
         _scaled(annotation, *scales[annotation["image_id"]])
-        for annotation in content["annotations"]
+        for annotation in rows
         if annotation["image_id"] in scales and annotation["category_id"] in chosen
     ]
-    names = [category for category in content["categories"] if category["id"] in chosen]
+    names = [category for category in content["categories"] if int(category["id"]) in chosen]
     (target / "annotations").mkdir(exist_ok=True)
     (target / "annotations" / annotation_file.name).write_text(
         json.dumps({"images": kept, "annotations": annotations, "categories": names})
@@ -103,9 +101,18 @@ def _shrink_split(
     return chosen
 
 
+def _small(path: Path, size: tuple[int, int]) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", size)
+            return rgb(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=3)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+
+
 def _scaled(annotation: dict, sx: float, sy: float) -> dict:
     x, y, w, h = annotation["bbox"]
-    scaled = {key: annotation[key] for key in ("id", "image_id", "category_id")}
+    scaled = {key: annotation[key] for key in ("id", "image_id", "category_id") if key in annotation}
     scaled["iscrowd"] = annotation.get("iscrowd", 0)
     return {**scaled, "bbox": [x * sx, y * sy, w * sx, h * sy], "area": annotation.get("area", w * h) * sx * sy}
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from kd.coco import CocoDetection, DataError
+from kd.coco import UNREADABLE, CocoDetection, DataError, rgb
 from kd.inspection.figures import figures_of, png
 from kd.inspection.maps import inspect_image
 from kd.run_folder import RunFolder, RunFolderError
@@ -107,10 +107,10 @@ def _pictures(
 def _read(file: Path) -> Tensor:
     try:
         with Image.open(file) as opened:
-            return to_tensor(opened.convert("RGB"))
+            return to_tensor(rgb(opened))
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {str(file)!r}") from None
-    except (OSError, UnidentifiedImageError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{file}: can not be read as an image ({error})") from error
 
 

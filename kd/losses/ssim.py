@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 import fused_ssim
+from fused_ssim.dispatch import BACKENDS
 from fused_ssim.options import make_options
 from kd.losses.base import FeatureLoss
 from kd.losses.rescale import Axes, check_axes, min_max
@@ -50,18 +51,22 @@ class SSIMFeatureLoss(FeatureLoss):
         super().__init__()
         check_axes(normalize)
         self.normalize, self.detach_range = normalize, detach_range
+        # A number is left for make_options to refuse.
+        exponents = tuple(exponents) if isinstance(exponents, Iterable) else exponents
         self.ssim_options = {
             "data_range": data_range,
             "window_size": window_size,
             "sigma": sigma,
             "k1": k1,
             "k2": k2,
-            "exponents": tuple(exponents),
+            "exponents": exponents,
             "padding": padding,
             "backend": backend,
         }
         # A wrong option shows now, not in the first training step.
-        make_options(data_range, window_size, sigma, k1, k2, tuple(exponents), padding)
+        make_options(data_range, window_size, sigma, k1, k2, exponents, padding)
+        if backend is not None and backend not in BACKENDS:
+            raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
 
     def forward(
         self,

@@ -1,7 +1,11 @@
+import io
 import json
+import os
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 from tiny_coco import write_coco
 from torchvision.transforms import v2
 
@@ -50,6 +54,34 @@ def test_labels(coco_root):
     assert {int(label) for _, t in data for label in t["labels"]} == {1, 2}
 
 
+def test_category_ids_may_begin_at_0_where_labels_are_contiguous(coco_root):
+    def from_0(content):
+        content["categories"][0]["id"] = 0
+        for annotation in content["annotations"]:
+            annotation["category_id"] = {3: 0, 7: 7}[annotation["category_id"]]
+
+    before = [target["labels"].tolist() for _, target in CocoDetection(*paths(coco_root), labels="contiguous")]
+    edit(coco_root, from_0)
+    data = CocoDetection(*paths(coco_root), labels="contiguous")
+    assert data.label_names == {1: "red", 2: "blue"}
+    assert [target["labels"].tolist() for _, target in data] == before
+
+
+def test_ids_may_be_written_as_text(coco_root):
+    before = [target for _, target in CocoDetection(*paths(coco_root))]
+    edit(coco_root, lambda c: [image.update(id=str(image["id"])) for image in c["images"]])
+    edit(coco_root, lambda c: [category.update(id=str(category["id"])) for category in c["categories"]])
+    edit(coco_root, lambda c: [a.update({k: str(a[k]) for k in ("image_id", "category_id")}) for a in c["annotations"]])
+    for (_, target), other in zip(CocoDetection(*paths(coco_root)), before, strict=True):
+        assert all(torch.equal(target[key], other[key]) for key in other)
+
+
+@pytest.mark.parametrize("limit", [0, -2])
+def test_a_limit_leaves_at_least_one_image(coco_root, limit):
+    with pytest.raises(DataError, match=rf"limit: got {limit}, expected at least 1, or None"):
+        CocoDetection(*paths(coco_root), limit=limit)
+
+
 def test_boxes_are_clipped_to_the_image(coco_root):
     edit(coco_root, lambda c: c["annotations"][-1].update(bbox=[-5.0, 10.0, 500.0, 20.0]))
     data = CocoDetection(*paths(coco_root), training=True)
@@ -75,13 +107,18 @@ def test_augmentation_is_a_function_of_the_drawn_seed(coco_root):
     ("change", "message"),
     [
         (lambda c: c.pop("categories"), r"instances_train2017.json: no list 'categories'"),
-        (lambda c: c["images"][0].pop("width"), r"an image entry lacks 'width'"),
+        (lambda c: c["images"][0].pop("width"), r"image 10 lacks a usable .*\(KeyError\('width'\)\)"),
         (lambda c: c["annotations"][0].pop("bbox"), r"annotation 1 lacks a usable bbox.*'bbox'"),
         (lambda c: c["annotations"][0].update(image_id=99), r"annotation 1 belongs to image 99"),
         (lambda c: c["annotations"][0].update(category_id=5), r"annotation 1 is of category 5"),
         (lambda c: c["annotations"][0].update(bbox=[0, 0, float("nan"), 2]), r"not finite"),
         (lambda c: c["images"].append(c["images"][0]), r"image id 10 twice"),
-        (lambda c: c["categories"][0].update(id=0), r"expected ids from 1 on"),
+        (lambda c: c["categories"][0].update(id=0), r"expected ids from 1 on.*labels: contiguous"),
+        (lambda c: c["images"][0].update(id="a1"), r"image a1 lacks a usable id, .*'a1'"),
+        (lambda c: c["images"][0].update(width=None), r"image 10 lacks a usable .*width or height \(TypeError"),
+        (lambda c: c["images"].append([1]), r"image \[1\] lacks a usable id"),
+        (lambda c: c["annotations"][0].update(image_id=[10]), r"annotation 1 lacks a usable .*image_id"),
+        (lambda c: c["annotations"][0].update(area=None), r"annotation 1 lacks a usable .*area"),
     ],
 )
 def test_wrong_annotations_name_the_file(coco_root, change, message):
@@ -110,6 +147,60 @@ def test_missing_and_corrupt_files_name_themselves(coco_root):
         CocoDetection(images, annotations)
     with pytest.raises(DataError, match=r"no such folder; data.root"):
         CocoDataModule(str(coco_root / "nowhere")).setup()
+
+
+def test_pictures_of_16_bits_keep_their_values_and_those_of_no_known_range_are_refused(coco_root):
+    images, annotations = paths(coco_root)
+    record = CocoDetection(images, annotations).records[1]
+    values = (torch.arange(record.width * record.height) * 16).reshape(record.height, record.width)  # up to 64,496
+    grey = Image.fromarray(values.numpy().astype("uint16"))
+    for mode, kind in (("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF")):
+        picture = Image.frombytes(mode, grey.size, grey.tobytes() if mode == "I;16" else byteswapped(grey))
+        picture.save(images / record.file_name, kind)
+        image = CocoDetection(images, annotations)[1][0]
+        torch.testing.assert_close(image, ((values // 256) / 255).expand(3, -1, -1).float())
+    for mode in ("I", "F"):
+        Image.new(mode, grey.size).save(images / record.file_name, "TIFF")
+        with pytest.raises(DataError, match=rf"{record.file_name}: .*mode '{mode}'.*8 or 16 bits"):
+            CocoDetection(images, annotations)[1]
+
+
+def byteswapped(picture):
+    data = bytearray(picture.tobytes())
+    data[::2], data[1::2] = data[1::2], data[::2]
+    return bytes(data)
+
+
+def test_a_picture_turned_by_its_exif_orientation_is_told_from_a_wrong_one(coco_root):
+    """Annotated as viewers show it, stored on its side: how cameras write portraits."""
+    images, annotations = paths(coco_root)
+    picture = Image.open(images / "000000000012.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(images / "000000000012.png", exif=exif)
+    with pytest.raises(DataError, match=r"000000000012.png: .* says 56x72.*EXIF orientation.*store it upright"):
+        CocoDetection(images, annotations)[2]
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PPM"])
+def test_a_corrupt_picture_of_any_format_names_itself(coco_root, kind):
+    images, annotations = paths(coco_root)
+    content = io.BytesIO()
+    Image.open(images / "000000000012.png").save(content, kind)
+    # A side of billions of pixels; a side that is no number.
+    spoilt = content.getvalue().replace(*((b"H\0\0\0", b"HHHH") if kind == "BMP" else (b"P6\n", b"P6\nx")), 1)
+    assert spoilt != content.getvalue()
+    (images / "000000000012.png").write_bytes(spoilt)
+    with pytest.raises(DataError, match=r"000000000012.png: can not be read as an image"):
+        CocoDetection(images, annotations)[2]
+
+
+def test_a_data_set_goes_to_loading_processes_without_a_file_descriptor_per_image(coco_root):
+    """Where they are not forked (Python 3.14, macOS), every tensor would take one: COCO has 118,287 images."""
+    data = CocoDetection(*paths(coco_root))
+    before = len(os.listdir("/proc/self/fd"))
+    ForkingPickler.dumps(data)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_splits_of_different_categories_are_refused(coco_root):

@@ -111,6 +111,39 @@ def test_shrink_scales_images_boxes_and_areas(tmp_path):
     assert len(train) == 3 and all(len(target["boxes"]) for _, target in train)  # The empty image 10 is left out.
 
 
+def test_shrink_takes_ids_as_text_and_annotations_without(tmp_path):
+    source = write_coco(tmp_path / "coco")
+    before = shrink(source, tmp_path / "before", longest=36, train_limit=3, val_limit=4)
+    for split in ("train2017", "val2017"):
+        file = source / f"annotations/instances_{split}.json"
+        content = json.loads(file.read_text())
+        for entry in (*content["images"], *content["categories"]):
+            entry["id"] = str(entry["id"])
+        for annotation in content["annotations"]:
+            annotation.update({key: str(annotation[key]) for key in ("image_id", "category_id")})
+            del annotation["id"]
+        file.write_text(json.dumps(content))
+    after = shrink(source, tmp_path / "after", longest=36, train_limit=3, val_limit=4)
+    old, new = (CocoDetection(r / "val2017", r / "annotations/instances_val2017.json") for r in (before, after))
+    for (old_image, old_target), (new_image, new_target) in zip(old, new, strict=True):
+        assert torch.equal(old_image, new_image)
+        assert all(torch.equal(old_target[key], new_target[key]) for key in old_target)
+
+
+def test_shrink_takes_category_ids_from_0(tmp_path):
+    source = write_coco(tmp_path / "coco")
+    for split in ("train2017", "val2017"):
+        file = source / f"annotations/instances_{split}.json"
+        content = json.loads(file.read_text())
+        content["categories"][0]["id"] = 0
+        for annotation in content["annotations"]:
+            annotation["category_id"] = {3: 0, 7: 7}[annotation["category_id"]]
+        file.write_text(json.dumps(content))
+    root = shrink(source, tmp_path / "small", longest=36, train_limit=3, val_limit=4)
+    data = CocoDetection(root / "val2017", root / "annotations/instances_val2017.json", labels="contiguous")
+    assert data.label_names == {1: "red", 2: "blue"}
+
+
 def test_shrink_keeps_the_most_frequent_categories(tmp_path):
     source = write_coco(tmp_path / "coco", size=(72, 56))
     content = json.loads((source / "annotations/instances_train2017.json").read_text())
@@ -146,6 +179,10 @@ def test_shrink_names_what_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"instances_train2017\.json: no such annotation file"):
         shrink(tmp_path / "nowhere", tmp_path / "small", longest=36, train_limit=3, val_limit=4)
     assert not (tmp_path / "small").exists()
+    source = write_coco(tmp_path / "coco")
+    (source / "train2017/000000000012.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(DataError, match=r"000000000012\.png: can not be read as an image"):
+        shrink(source, tmp_path / "small", longest=36, train_limit=3, val_limit=4)
 
 
 def flat_names(state):

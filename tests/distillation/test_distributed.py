@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training_runs import BACKBONE, logged, write_config
 
 import kd
+from kd.evaluation import CocoEvaluator
 from kd.models import DetectorConfig
 from kd.training import ConfigurationError, DetectionTraining
 
@@ -40,6 +41,21 @@ def test_wrapped_in_ddp_with_unused_parameters(one_process_group, make_detector,
     assert sum(g is not None and float(g.abs().max()) > 0 for g in gradients[1]) > 50
     for one, other in zip(*gradients, strict=True):
         assert one is None or torch.equal(one, other)
+
+
+def test_the_evaluation_sends_no_tensors_of_the_cpu(one_process_group, monkeypatch):
+    """NCCL refuses them, and each process has gathered all images already: the metric must not do so once more."""
+
+    def refused(*args, **kwargs):
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    for name in ("all_gather", "barrier"):
+        monkeypatch.setattr(dist, name, refused)
+    evaluator = CocoEvaluator()
+    box = {"boxes": torch.tensor([[2.0, 2.0, 30.0, 30.0]]), "labels": torch.tensor([1])}
+    truth = {**box, "area": torch.tensor([784.0]), "iscrowd": torch.tensor([0]), "image_id": torch.tensor(1)}
+    evaluator.process([{**box, "scores": torch.tensor([0.9])}], [truth])
+    assert evaluator.evaluate()["AP"] == pytest.approx(100)
 
 
 def test_lightnings_own_sampler_is_refused_with_several_processes(monkeypatch):

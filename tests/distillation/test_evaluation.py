@@ -71,9 +71,9 @@ def targets_of(dataset):
     """The evaluation targets without reading pictures."""
     result = []
     for record in dataset.records:
-        boxes = record.annotations[:, :4].clone()
+        rows = record.rows()
+        boxes = rows[:, :4].clone()
         boxes[:, 2:] += boxes[:, :2]
-        rows = record.annotations
         result.append(
             {"boxes": boxes.float(), "labels": rows[:, 5].long(), "area": rows[:, 4].float(),
              "iscrowd": rows[:, 6].long(), "image_id": torch.tensor(record.image_id)}
@@ -134,7 +134,7 @@ def test_kd_validate_gives_pycocotools_figures(case, capsys, monkeypatch):
     main(["validate", "--config", config, f"--model.student.weights={folder / 'weights.pth'}",
           *(f"--data.{name}={value}" for name, value in data.items())])  # fmt: skip
     expected = pycocotools_figures(path, detections)
-    assert {name: logged(run, name) for name in expected} == {
+    assert {name: logged(run, name, "validate") for name in expected} == {
         name: [pytest.approx(value, abs=1e-3)] for name, value in expected.items()
     }
     assert "AP50" in capsys.readouterr().out

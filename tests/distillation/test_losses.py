@@ -151,6 +151,8 @@ def test_a_shift_or_scale_of_a_channel_has_no_gradient_by_default(loss):
         ("ssim", {"normalize": "batch"}, "normalize: got 'batch'"),
         ("ssim", {"window_size": -1}, "window_size must be an odd int >= 1, got -1"),
         ("ssim", {"window_size": 11.0}, "window_size must be an odd int >= 1, got float"),
+        ("ssim", {"exponents": 1.0}, "exponents must be three numbers.*got 1.0"),
+        ("ssim", {"backend": "gpu"}, "backend must be None or one of .*got 'gpu'"),
         ("cwd", {"temperature": 0.0}, "temperature: got 0.0"),
     ],
 )

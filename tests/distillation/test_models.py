@@ -1,4 +1,5 @@
 import io
+import urllib.error
 
 import pytest
 import torch
@@ -112,12 +113,29 @@ def test_weights_by_torchvisions_enum_name(monkeypatch):
     file = io.BytesIO()
     detector = torchvision_detection.retinanet_resnet50_fpn(weights_backbone=None)
     torch.save(detector.state_dict(), file)
-    file.seek(0)
-    made = build("retinanet_resnet50_fpn", weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1")
-    assert torch.equal(made.head.regression_head.bbox_reg.weight, detector.head.regression_head.bbox_reg.weight)
-    # Frozen, and with the eps its AP was measured with.
-    assert {m.eps for m in made.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}
-    assert asked == ["ResNet18_Weights.IMAGENET1K_V1", "RetinaNet_ResNet50_FPN_Weights.COCO_V1"]
+    for name in ("RetinaNet_ResNet50_FPN_Weights.COCO_V1", "COCO_V1"):
+        file.seek(0)
+        made = build("retinanet_resnet50_fpn", weights=name)
+        assert torch.equal(made.head.regression_head.bbox_reg.weight, detector.head.regression_head.bbox_reg.weight)
+        # Frozen, and with the eps its AP was measured with.
+        assert {m.eps for m in made.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}
+    assert asked == ["ResNet18_Weights.IMAGENET1K_V1", *["RetinaNet_ResNet50_FPN_Weights.COCO_V1"] * 2]
+    with pytest.raises(ValueError, match=r"weights: 'RetinaNet_ResNet50_FPN_Weights.COCO_V9' is neither a file nor"):
+        build("retinanet_resnet50_fpn", weights="COCO_V9")
+
+
+def test_weights_that_can_not_be_downloaded_end_with_a_sentence(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", unreachable)
+    message = r"weights: '{}' can not be downloaded \(.*no network.*\); fetch https://.*\.pth .*checkpoints"
+    with pytest.raises(ValueError, match=message.format("ResNet18_Weights.IMAGENET1K_V1")):
+        build("retinanet", backbone="resnet18", weights_backbone="ResNet18_Weights.IMAGENET1K_V1")
+    with pytest.raises(ValueError, match=message.format("RetinaNet_ResNet50_FPN_Weights.COCO_V1")):
+        build("retinanet_resnet50_fpn", weights="COCO_V1")
+    with pytest.raises(ValueError, match=message.format("ResNet50_Weights.IMAGENET1K_V1")):
+        build("retinanet_resnet50_fpn", weights_backbone="ResNet50_Weights.IMAGENET1K_V1")
 
 
 def test_extra_levels():

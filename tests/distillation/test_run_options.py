@@ -16,6 +16,7 @@ from training_runs import BACKBONE, logged, write_config
 from kd import teacher_check
 from kd.cli import main
 from kd.distiller import Distiller
+from kd.evaluation import CocoEvaluator
 from kd.losses import SSIMFeatureLoss
 from kd.models import build
 from kd.run_folder import learning_curves
@@ -150,7 +151,7 @@ def test_logs_saved_options_and_evaluation_without_the_teacher(coco_root, tmp_pa
     for command in ("validate", "test"):
         options = ["--model.class_metrics=true", "--model.teacher.weights=gone.pth"]
         main([command, "--config", path, "--ckpt_path", best, *options])
-        assert (run / f"config_{command}.yaml").is_file()
+        assert (run / command / f"config_{command}.yaml").is_file()
         printed = capsys.readouterr().out
         assert "AP50" in printed and "AP/red" in printed
     assert (run / "config.yaml").read_bytes() == before
@@ -264,6 +265,47 @@ def test_earlier_options_are_kept_and_the_command_line_goes_before_a_checkpoints
     assert yaml.safe_load((run / "config_1.yaml").read_text())["model"] == yaml.safe_load(first)["model"]
 
 
+def test_curves_are_those_of_the_folders_last_run_without_its_evaluations(coco_root, tmp_path):
+    run = tmp_path / "run"
+    main(["fit", "--config", write_config("retinanet", coco_root, run)])
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1, model__loss="none")
+    main(["fit", "--config", path])  # afresh, and shorter
+    curves = learning_curves(run)
+    assert curves["AP"][0] == [2] and curves["loss"][0] == [0, 1, 2]
+    assert "loss_distill" not in curves
+    main(["validate", "--config", path, "--ckpt_path", str(run / "checkpoints/best.ckpt")])
+    assert learning_curves(run) == curves
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert [event.step for event in events.Scalars("AP")] == [2, 5, 2]  # of both trainings
+    assert list(run.glob("validate/*/metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "column"),
+    [
+        ("adamw", {"name": "multistep", "milestones": [1], "gamma": 0.5, "warmup_steps": 4}, "lr-AdamW"),
+        ("sgd", {"name": "one_cycle"}, "lr-SGD"),
+    ],
+)
+def test_a_resumed_run_takes_its_own_rates_not_the_checkpoints(coco_root, tmp_path, optimizer, schedule, column):
+    own = {"trainer__max_epochs": 2, "trainer__limit_val_batches": 0, "model__loss": "none",
+           "model__schedule": schedule,
+           "model__optimizer": {"name": optimizer, "lr": 1e-4, "weight_decay": 0.3}}  # fmt: skip
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    main(["fit", "--config", write_config("retinanet", coco_root, whole, **own)])
+    before = {"trainer__max_epochs": 1, "model__optimizer": {"name": optimizer, "lr": 1e-3, "momentum": 0.5}}
+    main(["fit", "--config", write_config("retinanet", coco_root, resumed, **{**own, **before})])
+    main(["fit", "--config", write_config("retinanet", coco_root, resumed, **own), "--ckpt_path", "last"])
+    rates = [learning_curves(run)[column][1][3:] for run in (whole, resumed)]
+    assert len(rates[0]) == 3 and rates[0] == rates[1]
+    groups = [
+        torch.load(run / "checkpoints/last_epoch.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+        for run in (whole, resumed)
+    ]
+    assert groups[0] == groups[1] and groups[0][0]["weight_decay"] == 0.3
+
+
 def test_evaluating_untrained_heads_is_refused(coco_root, tmp_path):
     run = tmp_path / "run"
     path = write_config("retinanet", coco_root, run)
@@ -281,7 +323,41 @@ def test_evaluating_untrained_heads_is_refused(coco_root, tmp_path):
     whole = {**converted, "weights": str(tmp_path / "whole.pth"), "weights_format": "torchvision"}
     torch.save(build({**whole, "weights": None, "weights_format": "torchvision"}).state_dict(), whole["weights"])
     main(["validate", "--config", write_config("retinanet", coco_root, run, model__student=whole)])
-    assert (run / "config_validate.yaml").is_file()
+    assert (run / "validate/config_validate.yaml").is_file()
+
+
+def test_evaluation_finds_the_folders_checkpoints_or_refuses(coco_root, tmp_path, monkeypatch):
+    path = write_config("retinanet", coco_root, tmp_path / "run", trainer__limit_val_batches=1)
+    for name in ("last", "best"):
+        with pytest.raises(SystemExit, match=rf"kd: --ckpt_path {name}: no {name}.*ckpt in .*run/checkpoints"):
+            main(["validate", "--config", path, "--ckpt_path", name])
+    main(["fit", "--config", path])
+    loaded, load = [], DetectionTraining.on_load_checkpoint
+    monkeypatch.setattr(
+        DetectionTraining, "on_load_checkpoint", lambda self, c: (loaded.append(c["global_step"]), load(self, c))[1]
+    )
+    monkeypatch.setattr(CocoEvaluator, "evaluate", lambda self, names: {"AP": 1.0})
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["global_step"]
+    for name in ("last", "best"):
+        main(["validate", "--config", path, "--ckpt_path", name])
+    assert loaded == [6, best]
+
+
+def test_a_file_that_is_no_checkpoint_of_this_student_ends_with_a_sentence(coco_root, tmp_path):
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1)
+    main(["fit", "--config", path])
+    best = run / "checkpoints/best.ckpt"
+    (tmp_path / "cut.ckpt").write_bytes(best.read_bytes()[:9000])
+    for file, options, message in (
+        (run / "student_best.pth", [], r"is no checkpoint of a training.*model.student.weights"),
+        (tmp_path / "cut.ckpt", [], r"can not be read as a checkpoint \("),
+        (best, ["--model.student.num_classes=9"], r"is of another student: 2 of its weights.*cls_logits.weight"),
+        (best, ["--model.student.backbone=mobilenet_v3_small"], r"is of another student: .*backbone.body"),
+    ):
+        for command in ("fit", "validate", "test"):
+            with pytest.raises(SystemExit, match=rf"kd: ckpt_path: {file} {message}"):
+                main([command, "--config", path, "--ckpt_path", str(file), *options])
 
 
 def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
@@ -320,6 +396,21 @@ def test_the_progress_bar_shows_losses_and_the_time_left(coco_root, tmp_path, ca
     for name in ("loss", "loss_distill", "classification", "bbox_regression"):
         assert re.search(rf"\b{name}[=:]\s*\d", last), last
     assert re.search(r"\d+:\d\d", last), last
+
+
+@pytest.mark.parametrize("end", ["--trainer.max_time=00:00:00:02", "--trainer.max_steps=4"])
+def test_a_run_without_a_number_of_epochs(coco_root, tmp_path, end):
+    endless = ["--trainer.max_epochs=-1", "--trainer.limit_val_batches=0", end]
+    schedule = {"name": "multistep", "milestones": [1], "warmup_steps": 0}
+    path = write_config("retinanet", coco_root, tmp_path / "run", model__loss="none", model__schedule=schedule)
+    main(["fit", "--config", path, *endless])
+    rates = learning_curves(tmp_path / "run")["lr-AdamW"][1]
+    assert rates[:4] == pytest.approx([0.003] * 3 + [0.0003])
+    if "time" in end:
+        with pytest.raises(SystemExit, match=r"kd: schedule.name: 'one_cycle' needs .*max_epochs or trainer.max_steps"):
+            main(["fit", "--config", path, *endless, "--model.schedule.name=one_cycle"])
+    else:
+        assert len(rates) == 4
 
 
 def test_a_run_without_loggers(coco_root, tmp_path):

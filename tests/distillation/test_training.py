@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fsspec.implementations.local import LocalFileOpener
 from training_runs import BACKBONE, logged, write_config
 
+from kd import cli
 from kd.cli import main
 from kd.models import DetectorConfig, build
 from kd.optimization import OptimizerConfig, ScheduleConfig
@@ -73,6 +76,26 @@ cli.main(["fit", "--config", {path!r}])
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
+def test_an_interrupt_waits_for_the_gradients_that_are_accumulated(coco_root, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    changes = {"trainer__accumulate_grad_batches": 2, "trainer__limit_val_batches": 0, "save_every": 50}
+    main(["fit", "--config", write_config("retinanet", coco_root, whole, **changes)])
+    path = write_config("retinanet", coco_root, broken, **changes)
+    step = DetectionTraining.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(DetectionTraining, "training_step", interrupted)
+        main(["fit", "--config", path])
+    main(["fit", "--config", path, "--ckpt_path", "last"])
+    expected, resumed = (torch.load(run / "student_last.pth", weights_only=True) for run in (whole, broken))
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
 def test_non_finite_loss_names_the_images(coco_root, tmp_path, capsys):
     path = write_config("retinanet", coco_root, tmp_path / "run", model__optimizer={"name": "sgd", "lr": 1e20},
                   model__schedule={"warmup_steps": 0})  # fmt: skip
@@ -119,6 +142,16 @@ def test_a_bad_teacher_stops_the_run_unless_told_otherwise(coco_root, tmp_path):
     assert (run / "student_last.pth").exists() and len(logged(run, "teacher/AP")) == 2
 
 
+def test_teacher_and_last_student_are_measured_in_the_runs_precision(coco_root, tmp_path):
+    run = tmp_path / "run"
+    record = {"class_path": "kd.compare.record.RunRecord", "init_args": {"folder": str(run)}}
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1, trainer__limit_val_batches=0,
+                        trainer__precision="64-true", trainer__callbacks=[record],
+                        teacher_check={"images": 2, "min_ap": 0})  # fmt: skip
+    main(["fit", "--config", path])
+    assert logged(run, "teacher/AP") and (run / "record.json").is_file()
+
+
 def test_moving_average(coco_root, tmp_path):
     states = []
     for decay in (None, 0.0, 0.9):
@@ -161,7 +194,7 @@ class Evil:
         return (print, ("code ran",))
 
 
-def test_no_code_runs_from_a_checkpoint(coco_root, tmp_path, capsys):
+def test_no_code_runs_from_a_checkpoint(coco_root, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     path = write_config("retinanet", coco_root, run, trainer__max_epochs=1)
     own = {
@@ -172,10 +205,33 @@ def test_no_code_runs_from_a_checkpoint(coco_root, tmp_path, capsys):
     assert list(run.glob("own/*.ckpt"))  # the user's callbacks stay beside the run's own
     checkpoint = torch.load(run / "checkpoints/last_epoch.ckpt", weights_only=True)
     torch.save({**checkpoint, "extra": Evil()}, tmp_path / "evil.ckpt")
+    arguments = ["--config", path, "--ckpt_path", str(tmp_path / "evil.ckpt")]
     for command in ("fit", "validate"):
-        with pytest.raises(Exception, match="weights_only"):
-            main([command, "--config", path, "--ckpt_path", str(tmp_path / "evil.ckpt")])
+        with pytest.raises(SystemExit, match="weights_only"):
+            main([command, *arguments])
+        with monkeypatch.context() as unchecked, pytest.raises(Exception, match="weights_only"):
+            unchecked.setattr(cli, "check_checkpoint", lambda *_: None)  # Lightning reads it no other way
+            main([command, *arguments])
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_cut_off_leaves_the_one_before(coco_root, tmp_path, monkeypatch):
+    """Lightning writes to the system's temporary folder first; from another file system it then copies the file onto
+    the checkpoint, which is lost where that is cut off."""
+
+    def cut_off(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(LocalFileOpener, "commit", cut_off)
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1, model__loss="none")
+    main(["fit", "--config", path])
+    before = (run / "checkpoints/last.ckpt").read_bytes()
+    monkeypatch.setattr(torch, "save", lambda state, file: (Path(file).write_bytes(b"half"), cut_off()))
+    with pytest.raises(OSError, match="no space left"):
+        main(["fit", "--config", path, "--trainer.max_epochs=2", "--ckpt_path", "last"])
+    assert (run / "checkpoints/last.ckpt").read_bytes() == before
+    assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "last_epoch.ckpt"]
 
 
 def test_the_optimiser_is_the_configured_one():

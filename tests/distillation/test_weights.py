@@ -1,5 +1,6 @@
 """Weights from files: every format that is read, and nothing of a file that is run."""
 
+import argparse
 import collections
 import pickle
 import sys
@@ -92,6 +93,19 @@ class HistoryBuffer:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     module.HistoryBuffer.__module__ = module.__name__
     return module
+
+
+def test_a_checkpoint_of_torchvisions_reference_scripts(tmp_path, make_detector):
+    """references/detection/train.py saves its options beside the weights, as argparse made them."""
+    model = make_detector()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [8, 11])
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(),
+               "args": argparse.Namespace(dataset="coco", lr=0.1), "epoch": 11}  # fmt: skip
+    torch.save(content, tmp_path / "model_11.pth")
+    read = read_state_dict(tmp_path / "model_11.pth")
+    assert list(read) == list(content["model"])
+    assert all(torch.equal(read[name], value) for name, value in content["model"].items())
 
 
 def test_log_buffers_beside_the_weights_are_passed_over(tmp_path, mmengine, capsys):

@@ -44,10 +44,10 @@ def write_config(name, root, run, **changes):
     return str(path)
 
 
-def logged(run, column):
-    """All values of a column of the run's CSV log."""
+def logged(run, column, folder="csv"):
+    """All values of a column of the run's CSV log, of its training or ("validate", "test") of an evaluation."""
     rows = []
-    for path in sorted(run.glob("csv/version_*/metrics.csv")):
+    for path in sorted(run.glob(f"{folder}/version_*/metrics.csv")):
         with path.open() as file:
             rows += [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
     return rows
