@@ -280,7 +280,7 @@ def gradients_of(u, v, maps, sides: tl.constexpr):
     return of_x, of_y
 
 
-@triton.jit(do_not_specialize=["levels", "taps", "constants", "ranges", "sums"])
+@triton.jit
 def ssim_kernel(
     levels,  # a tuple of Level
     taps,  # bits of the window
