@@ -249,7 +249,8 @@ def test_the_compiled_ptx_computes_the_gradient(shape, tile):
     sums, of_x, _ = run_ptx(shape, "x", tile)
     want = judged(judge.ssim, *pair(shape), reduction="sum")
     assert_close(sums[:, 0].sum(), want[0], tolerance(torch.float32).value, "sum")
-    assert_close(of_x, want[1], tolerance(torch.float32).gradient, "gradient by x")
+    # Far less than is accepted: there it would show only where the window is narrow or the images are bright.
+    assert_close(of_x, want[1], 1.2e-6, "gradient by x")
 
 
 @pytest.mark.slow
