@@ -82,10 +82,11 @@ def milliseconds(run: Callable[[], object], device: torch.device) -> float:
             run()
             spent.append(1e3 * (time.perf_counter() - start))
         else:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            spent.append(begin.elapsed_time(end))
+            with torch.cuda.device(device):  # events are of the current device's stream
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                run()
+                end.record()
+                end.synchronize()
+                spent.append(begin.elapsed_time(end))
     return statistics.median(spent)
