@@ -67,6 +67,16 @@ def test_an_interpreter_that_fails_is_named(monkeypatch):
     assert triton_backend.interpreter_fails() is None
 
 
+@pytest.mark.parametrize("value", ["1", "true", "ON", "0", ""])
+def test_triton_and_its_backend_agree_on_whether_it_interprets(value):
+    """Else the interpreter would be given the addresses of a device."""
+    code = "import triton; from fused_ssim import triton_backend; "
+    code += "assert triton_backend.interpreted == triton.knobs.runtime.interpret, triton_backend.interpreted"
+    environment = dict(os.environ, TRITON_INTERPRET=value, PYTHONPATH=str(ROOT))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+
+
 OPTIONS = {
     "x": {},
     "x and y": {"sides": 2},
