@@ -110,12 +110,16 @@ def judge(losses: dict[str, tuple[Loss, str | None]], device: str) -> tuple[dict
             continue
         try:
             errors[name] = gradient_error(loss, padding, device)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:  # some load their kernels in the first call
-            wrong[name] = str(error)
+        except Exception as error:  # some load their kernels in the first call, and Triton has errors of its own
+            wrong[name] = str(error) or repr(error)
             continue
         if not errors[name] <= GRADIENT_LIMIT:  # NaN too
             wrong[name] = f"gradient off by {errors[name]:.3g}"
     return errors, wrong
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def inputs(case: Case, device: str) -> tuple[list[Tensor], list[Tensor]]:
@@ -152,8 +156,8 @@ def take_turns(
         for name in (names[i] for i in order(len(names), number)):
             try:
                 spent = milliseconds(runs[name], device, flush)
-            except (RuntimeError, ValueError) as error:  # out of memory too
-                failed[name] = str(error).splitlines()[0]
+            except Exception as error:  # out of memory too
+                failed[name] = first_line(error)
                 continue
             if number >= 2 or spent > 1e3 * seconds / 10:  # the first two warm up
                 times[name].append(spent)
@@ -200,8 +204,8 @@ def measure_graphs(case: Case, losses: dict[str, LevelsLoss], device: str, round
             continue
         try:
             replays[name] = captured(loss, xs, ys, device)
-        except RuntimeError as error:
-            failed[name] = str(error).splitlines()[0]
+        except Exception as error:
+            failed[name] = first_line(error)
     medians, more = take_turns(replays, device, flusher(device), rounds, seconds)
     return {"graph_milliseconds": medians, "not_captured": {**failed, **more}}
 

@@ -12,42 +12,43 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 """In the order of preference; each serves the devices of :func:`unavailable` and the reference serves all."""
 
 
-def unavailable(backend: str, device_type: str, window_size: int = KERNEL_TAPS) -> str | None:
-    """Why ``backend``, one of BACKENDS, cannot serve tensors of ``device_type``, or None where it can."""
+def unavailable(backend: str, device: torch.device | str, window_size: int = KERNEL_TAPS) -> str | None:
+    """Why ``backend``, one of BACKENDS, cannot serve tensors on ``device``, or None where it can."""
+    device = torch.device(device)
     if backend == "reference":
         return None
     if window_size > KERNEL_TAPS:
         return f"its kernels hold windows up to {KERNEL_TAPS}, got window_size={window_size}"
     if backend == "cpu":
-        if device_type != "cpu":
-            return f"it serves tensors on 'cpu', got {device_type!r}"
+        if device.type != "cpu":
+            return f"it serves tensors on 'cpu', got {device.type!r}"
         return native.error
     if backend == "cuda":
-        return _cuda_unavailable(device_type)
-    return triton_backend.unavailable(device_type)
+        return _cuda_unavailable(device)
+    return triton_backend.unavailable(device.type)
 
 
-def _cuda_unavailable(device_type: str) -> str | None:
-    if device_type != "cuda":
-        return f"it serves tensors on 'cuda', got {device_type!r}"
+def _cuda_unavailable(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"it serves tensors on 'cuda', got {device.type!r}"
     if native.error is not None:
         return native.error
     if not native.cuda_archs:
         return "it was built without CUDA kernels; install again where nvcc is in CUDA_HOME or PATH"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     if not any(least <= 10 * major + minor <= most for least, most in native.cuda_devices):
         built = ", ".join(native.cuda_archs)
         return f"the device has compute capability {major}.{minor}, its kernels were built for {built}"
     return None
 
 
-def preferred(device_type: str, window_size: int = KERNEL_TAPS) -> str:
-    """The first backend that serves ``device_type``. Interpreted Triton, which is for tests, only serves if forced."""
+def preferred(device: torch.device | str, window_size: int = KERNEL_TAPS) -> str:
+    """The first backend that serves ``device``. Interpreted Triton, which is for tests, only serves if forced."""
     for name in BACKENDS:
-        interpreted = name == "triton" and device_type == "cpu"
-        if not interpreted and unavailable(name, device_type, window_size) is None:
+        interpreted = name == "triton" and torch.device(device).type == "cpu"
+        if not interpreted and unavailable(name, device, window_size) is None:
             return name
     raise AssertionError("the reference serves every device")
 
@@ -63,10 +64,10 @@ def _is_transformed() -> bool:
 def choose(backend: str | None, x: Tensor, options: SSIMOptions) -> str:
     """The backend that computes ``x``: the forced one (RuntimeError where it cannot), else the first that can."""
     if backend is None:
-        return "reference" if _is_transformed() else preferred(x.device.type, options.window_size)
+        return "reference" if _is_transformed() else preferred(x.device, options.window_size)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
-    reason = unavailable(backend, x.device.type, options.window_size)
+    reason = unavailable(backend, x.device, options.window_size)
     if reason is None and backend != "reference" and _is_transformed():
         reason = "kernels know no torch.func transforms and no forward-mode AD; backend=None takes the reference there"
     if reason is not None:

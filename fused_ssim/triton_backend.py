@@ -13,7 +13,7 @@ import torch
 
 from .ops import NAMESPACES
 
-interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
 """Whether Triton's interpreter runs the kernels, on CPU tensors."""
 
 _installed = importlib.util.find_spec("triton") is not None  # a search through folders: not in every call

@@ -140,9 +140,13 @@ def coefficients(result, source, taps, length, reflect: tl.constexpr):
 
 @triton.jit
 def parts(values, precision: tl.constexpr):
-    """What a product takes: for "tf32x3" the 11 leading bits of each value, which tf32 holds, and the rest."""
+    """What a product takes: for "tf32x3" each value rounded to 11 bits, which tf32 holds, and the rest.
+
+    Were it cut off, the rest would have no sign, and what tf32 drops of it one side: all moments would come out too
+    small, and a variance, their small difference, too large.
+    """
     if precision == "tf32x3":
-        high = (values.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        high = ((values.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
         return high, values - high
     else:
         return (values,)
@@ -280,7 +284,7 @@ def gradients_of(u, v, maps, sides: tl.constexpr):
     return of_x, of_y
 
 
-@triton.jit(do_not_specialize=["levels", "taps", "constants", "ranges", "sums"])
+@triton.jit
 def ssim_kernel(
     levels,  # a tuple of Level
     taps,  # bits of the window

@@ -30,6 +30,7 @@ from .triton_reductions import (
     scale_kernel,
     values_kernel,
 )
+from .triton_start import start
 
 LEVELS = 8  # a launch has room for so many
 ENOUGH_UNITS = 1024  # that keep a large GPU busy
@@ -51,7 +52,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _bits(value: float) -> int:
-    """A double as an integer, which Triton passes on whole; floats it would round to float32."""
+    """A double as an integer, which goes to a kernel whole."""
     return struct.unpack("q", struct.pack("d", value))[0]
 
 
@@ -189,7 +190,9 @@ class _Launch:
             for i in range(len(x))
         )
         with _on(x[0].device):
-            kernels.ssim_kernel[(sum(self.units),)](
+            start(
+                kernels.ssim_kernel,
+                (sum(self.units),),
                 levels,
                 self.definition.taps,
                 self.definition.constants,
@@ -208,8 +211,7 @@ class _Launch:
                 track=track,
                 precision=_precision(x[0].device) if x[0].dtype != torch.float64 else "ieee",
                 COLUMNS=self.tile.columns,
-                num_warps=self.tile.warps,
-                num_stages=self.tile.stages,
+                options={"num_warps": self.tile.warps, "num_stages": self.tile.stages},
             )
 
 
@@ -264,14 +266,18 @@ class _Ranges:
             for a, b, first, first_range, planes in zip(x, y, _running(n_c), self.firsts, self.planes, strict=True)
         )
         with _on(x[0].device):
-            extremes_kernel[(sum(n_c), 2)](
+            start(
+                extremes_kernel,
+                (sum(n_c), 2),
                 levels,
                 extremes.data_ptr(),
                 dtype=_TYPES[x[0].dtype],
                 compute=_TYPES[compute],
                 index=_index(*x, *y),
             )
-            ranges_kernel[(sum(counts), 2)](
+            start(
+                ranges_kernel,
+                (sum(counts), 2),
                 levels,
                 extremes.data_ptr(),
                 self.table.data_ptr(),
@@ -408,7 +414,9 @@ def _sums_of_some(
         scalars = _bits(offset[i]), _bits(slope[i]), _bits(l1[i])
         totals.append(Total(i, launch.firsts[i], launch.units[i] // samples, *scalars, pixels // samples))
     with _on(values.device):
-        values_kernel[(len(x) * samples,)](
+        start(
+            values_kernel,
+            (len(x) * samples,),
             tuple(totals),
             sums.data_ptr(),
             values.data_ptr(),
@@ -486,7 +494,9 @@ def scale_(grads: list[Tensor], factor: Tensor, divisor: list[float]) -> None:
         units = [n * c * count for (n, c, _, _), count in zip(shapes, blocks, strict=True)]
         entries = zip(some, blocks, _running(units), divisor[begin:], strict=False)
         with _on(factor.device):
-            scale_kernel[(sum(units),)](
+            start(
+                scale_kernel,
+                (sum(units),),
                 tuple(Gradient(_view(g), *g.shape[1:], count, first, _bits(d)) for g, count, first, d in entries),
                 factor[begin:].data_ptr(),
                 factor.stride(0),

@@ -33,7 +33,7 @@ def sum_column(slots, first, units, column: tl.constexpr):
     return tl.sum(total)
 
 
-@triton.jit(do_not_specialize=["totals", "sums", "values", "samples"])
+@triton.jit
 def values_kernel(
     totals,
     sums,
@@ -86,7 +86,7 @@ def pixel_offsets(begin, h, w, h_stride, w_stride):
     return pixel // width * h_stride + pixel % width * w_stride, pixel < h * w
 
 
-@triton.jit(do_not_specialize=["levels", "extremes"])
+@triton.jit
 def extremes_kernel(levels, extremes, dtype: tl.constexpr, compute: tl.constexpr, index: tl.constexpr):
     """Minimum and maximum of one plane of x (axis 1 of the grid: 0) or y (1), to (planes, 2, 2). NaNs pass."""
     unit, side = tl.program_id(0), tl.program_id(1)
@@ -111,7 +111,7 @@ def extremes_kernel(levels, extremes, dtype: tl.constexpr, compute: tl.constexpr
     tl.store(out + 1, tl.max(high))
 
 
-@triton.jit(do_not_specialize=["levels", "firsts", "extremes", "ranges", "data_range"])
+@triton.jit
 def ranges_kernel(levels, extremes, ranges, data_range, compute: tl.constexpr, tiny: tl.constexpr):
     """Low, high and scale of the planes that share a range, to (ranges, 2, 3)."""
     unit, side = tl.program_id(0), tl.program_id(1)
@@ -148,7 +148,7 @@ class Gradient(NamedTuple):
     divisor: int  # bits
 
 
-@triton.jit(do_not_specialize=["grads", "factor", "level_stride", "sample_stride"])
+@triton.jit
 def scale_kernel(
     grads,
     factor,

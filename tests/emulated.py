@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from cuda_emulator import building, kernels
 
 from fused_ssim import dispatch, native, ops
@@ -70,11 +71,11 @@ def backend(
     device.configure(order, seed, multiprocessors=multiprocessors, resident_blocks=resident_blocks)
     backends, unavailable = dispatch.BACKENDS, dispatch.unavailable
 
-    def emulated_unavailable(name: str, device_type: str, *window_size: int) -> str | None:
+    def emulated_unavailable(name: str, device: torch.device | str, *window_size: int) -> str | None:
         if name != NAME:
-            return unavailable(name, device_type, *window_size)
+            return unavailable(name, device, *window_size)
         # What the CUDA kernels say of a CUDA tensor holds here for one on the CPU.
-        return unavailable("cpu", device_type, *window_size)
+        return unavailable("cpu", device, *window_size)
 
     dispatch.BACKENDS, dispatch.unavailable = (*backends, NAME), emulated_unavailable
     ops.NAMESPACES[NAME] = kernels.NAMESPACE

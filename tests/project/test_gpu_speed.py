@@ -134,6 +134,25 @@ def test_who_is_wrong_or_fails_is_named_and_stops_nobody():
     assert set(medians) == {"works"} and failed == {"large": "too large"}
 
 
+def test_errors_of_every_kind_are_named_and_stop_nobody(monkeypatch):
+    """Triton's have nothing in common with others but Exception."""
+
+    class CompilationError(Exception):
+        pass
+
+    def fails(*_):
+        raise CompilationError
+
+    _, wrong = gpu_speed.judge({"fails": (fails, "same")}, "cpu")
+    assert list(wrong) == ["fails"]
+    _, failed = gpu_speed.take_turns({"fails": fails}, "cpu", torch.zeros(1), rounds=3, seconds=1)
+    assert "CompilationError" in failed["fails"]
+    monkeypatch.setattr(gpu_speed, "captured", fails)
+    (case, *_) = gpu_cases.DRY_CASES
+    result = gpu_speed.measure_graphs(case, {"fails": fails}, "cpu", rounds=3, seconds=1)
+    assert "CompilationError" in result["not_captured"]["fails"]
+
+
 @pytest.mark.slow
 def test_the_ceiling_of_multiply_adds_compiles(tmp_path):
     if gpu_ceilings.build_fma(tmp_path, "sm_90") is None:

@@ -56,6 +56,12 @@ def _halves(words: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     return tuple((half.astype(np.uint32) << np.uint32(16)).view(np.float32) for half in (low, high))  # type: ignore[return-value]
 
 
+def _towards_zero(sums: np.ndarray) -> np.ndarray:
+    """The units cut off what float32 does not hold (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores")."""
+    nearest = sums.astype(np.float32)
+    return np.where(np.abs(nearest) > np.abs(sums), np.nextafter(nearest, np.float32(0)), nearest)
+
+
 def _multiply(machine: Machine, instruction: Instruction):
     shape = re.search(r"m16n8k(8|16)\b", instruction.text)
     kind = instruction.opcode[-2]
@@ -89,7 +95,7 @@ def _multiply(machine: Machine, instruction: Instruction):
             for i, get in enumerate(b):
                 row = 2 * MEMBER + 8 * i
                 right[:, row, GROUP], right[:, row + 1, GROUP] = _halves(words(get), kind)
-        result = (left.astype(np.float64) @ right + total).astype(np.float32)
+        result = _towards_zero(left.astype(np.float64) @ right + total)
         for i, put in enumerate(setters):
             put(active, result[:, GROUP + 8 * (i >> 1), 2 * MEMBER + (i & 1)].reshape(-1))
 

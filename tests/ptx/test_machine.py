@@ -312,3 +312,10 @@ def test_matrix_product(kind, limit):
     for i in range(4):
         product[group + 8 * (i >> 1), 2 * member + (i & 1)] = out[i]
     assert np.abs(product - a @ b).max() < limit * np.abs(a @ b).max()
+    seen = {
+        "tf32": lambda v: (v.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32),
+        "f16": lambda v: v.astype(np.float16),
+        "bf16": lambda v: (v.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32),
+    }[kind]
+    cut_off = seen(a).astype(np.float64) @ seen(b).astype(np.float64) - product
+    assert (cut_off >= 0).all() and (cut_off < 2.0**-23 * product).all() and cut_off.any()

@@ -165,9 +165,10 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_operator_itself_refuses_what_would_crash(kernel_once, name):
-    definition = fused_ssim.ops._definition(fused_ssim.options.SSIMOptions())
-    with pytest.raises(RuntimeError, match=r"fused_ssim|Dimension out of range"):
-        fused_ssim.ops._operators(kernel_once.name).ssim_map(*CALLS[name](list(definition)))
+    x, y, *definition = CALLS[name](list(fused_ssim.ops._definition(fused_ssim.options.SSIMOptions())))
+    x, y = x.to(kernel_once.device), y.to(kernel_once.device)
+    with pytest.raises(RuntimeError, match=r"fused_ssim: |Dimension out of range"):  # not the operator's name alone
+        fused_ssim.ops._operators(kernel_once.name).ssim_map(x, y, *definition)
 
 
 GRAD = torch.ones(2, 3, 4, 5)

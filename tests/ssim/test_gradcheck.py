@@ -28,8 +28,8 @@ def test_ssim(kernel_once, padding, exponents, reduction, needs):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_pyramid_with_ranges_that_carry_gradient(kernel_once, normalize, weighted):
     levels = [pair(shape, torch.float64, seed) for seed, shape in enumerate([(2, 2, 6, 5), (2, 2, 3, 4)])]
-    flat = [t.requires_grad_() for level in levels for t in level]
-    weight = [torch.rand_like(x, requires_grad=False) for x, _ in levels] if weighted else None
+    flat = [t.to(kernel_once.device).requires_grad_() for level in levels for t in level]
+    weight = [torch.rand_like(x, requires_grad=False) for x in flat[::2]] if weighted else None
 
     def function(a, b, c, d):
         return fused_ssim.pyramid_ssim_loss(
@@ -48,7 +48,7 @@ def test_pyramid_with_ranges_that_carry_gradient(kernel_once, normalize, weighte
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "sample", "none"])
 def test_l1_ssim(kernel_once, reduction):
-    x, y = (t.requires_grad_() for t in pair((2, 2, 6, 5), torch.float64))
+    x, y = (t.to(kernel_once.device).requires_grad_() for t in pair((2, 2, 6, 5), torch.float64))
     assert gradcheck(
         lambda x, y: fused_ssim.l1_ssim_loss(x, y, reduction=reduction, backend=kernel_once.name),
         (x, y),

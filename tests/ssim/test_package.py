@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import fused_ssim
 from fused_ssim import __main__ as main
 from fused_ssim import dispatch, native
+from fused_ssim.options import SSIMOptions
 
 ROOT = Path(fused_ssim.__file__).parents[1]
 
@@ -86,6 +88,15 @@ def test_everything_public_is_there():
         assert getattr(fused_ssim, name) is not None
 
 
+def pretend(monkeypatch, archs, capabilities):
+    """A build for ``archs`` on a machine with devices of these capabilities, by index; None is the current one."""
+    monkeypatch.setattr(native, "error", None)
+    monkeypatch.setattr(native, "cuda_archs", archs)
+    monkeypatch.setattr(native, "cuda_devices", tuple(native.devices_of(arch) for arch in archs))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capabilities[device and device.index])
+
+
 DEFAULT_ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "compute_100", "sm_120", "compute_120")
 
 
@@ -110,16 +121,24 @@ DEFAULT_ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "compute
 )
 def test_a_device_that_no_code_serves_is_refused(monkeypatch, archs, capability, served):
     """Else the launch would fail: "no kernel image is available for execution on the device"."""
-    monkeypatch.setattr(native, "error", None)
-    monkeypatch.setattr(native, "cuda_archs", archs)
-    monkeypatch.setattr(native, "cuda_devices", tuple(native.devices_of(arch) for arch in archs))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    pretend(monkeypatch, archs, {None: capability})
     reason = dispatch.unavailable("cuda", "cuda")
     if served:
         assert reason is None
     else:
         assert f"capability {capability[0]}.{capability[1]}" in reason and archs[0] in reason
+
+
+def test_the_device_of_the_tensor_decides_and_not_the_current_one(monkeypatch):
+    """Two GPUs of different makes, of which the kernels were built for one."""
+    pretend(monkeypatch, ("sm_90",), {None: (8, 0), 0: (8, 0), 1: (9, 0)})
+    with FakeTensorMode():
+        on_first, on_second = (torch.empty(1, 1, 16, 16, device=f"cuda:{i}") for i in range(2))
+    for forced in (None, "cuda"):
+        assert dispatch.choose(forced, on_second, SSIMOptions()) == "cuda"
+    assert dispatch.choose(None, on_first, SSIMOptions()) != "cuda"
+    with pytest.raises(RuntimeError, match=r"capability 8\.0"):
+        dispatch.choose("cuda", on_first, SSIMOptions())
 
 
 def test_an_architecture_must_have_a_known_name():

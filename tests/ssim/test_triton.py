@@ -1,5 +1,6 @@
 """The Triton backend without a GPU: interpreted, compiled ahead of time, and its PTX run by the PTX interpreter."""
 
+import collections
 import importlib.util
 import os
 import re
@@ -64,6 +65,16 @@ def test_an_interpreter_that_fails_is_named(monkeypatch):
     assert triton_backend.interpreter_fails() is None
     versions.update(triton="3.10.1", numpy="2.4.6")
     assert triton_backend.interpreter_fails() is None
+
+
+@pytest.mark.parametrize("value", ["1", "true", "ON", "0", ""])
+def test_triton_and_its_backend_agree_on_whether_it_interprets(value):
+    """Else the interpreter would be given the addresses of a device."""
+    code = "import triton; from fused_ssim import triton_backend; "
+    code += "assert triton_backend.interpreted == triton.knobs.runtime.interpret, triton_backend.interpreted"
+    environment = dict(os.environ, TRITON_INTERPRET=value, PYTHONPATH=str(ROOT))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 OPTIONS = {
@@ -159,6 +170,48 @@ def test_the_small_kernels_compile_without_spills_and_atomics():
         assert used["vgpr_spill_count"] == 0 and used["private_segment_fixed_size"] == 0, (name, used)
 
 
+def launch_everything(shape, samples_first=False):
+    """Every launch that float32 tensors of this shape take for a loss with ranges, a map and its backward pass."""
+    from fused_ssim import ops, triton_launch
+
+    definition = ops._definition(SSIMOptions())
+    x, y = pair(shape)
+    if samples_first:
+        x, y = (t.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3) for t in (x, y))
+    factor = 1 / x.numel()
+    scalars = [0.5], [-0.5 * factor], [0.0], [1.0]
+    triton_launch.ssim_sums([x], [y], [], *scalars, *definition, "channel", False, False, True, False)
+    triton_launch.ssim_map(x, y, *definition)
+    triton_launch.ssim_map_backward(x, x, y, *definition, True, True)
+    triton_launch.scale_([x], torch.ones(1), [1.0])
+
+
+@pytest.mark.skipif(triton_backend.interpreted, reason="needs the compiler")
+def test_no_size_is_compiled_on_its_own():
+    """Training meets a new size in many a step, and Triton compiles for seconds."""
+    import triton_compiled
+    from triton.backends.compiler import GPUTarget
+
+    with triton_compiled.launches_for(GPUTarget("cuda", 90, 32), compiling=False) as compiled:
+        for shape in [(2, 3, 13, 19), (1, 1, 1, 1), (4, 16, 16, 32), (3, 1, 1, 9), (2, 17, 32, 33), (2, 5, 9, 16)]:
+            for samples_first in (False, True):
+                launch_everything(shape, samples_first)
+    once = ("extremes_kernel", "ranges_kernel", "values_kernel", "scale_kernel")
+    assert collections.Counter(compiled) == {"ssim_kernel": 3, **dict.fromkeys(once, 1)}, "a loss, a map, its gradient"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton_backend.interpreted, reason="needs the compiler")
+def test_what_a_launch_asks_for_compiles():
+    """With the types that a launch makes of its arguments; here those that are 1 and 0."""
+    import triton_compiled
+    from triton.backends.compiler import GPUTarget
+
+    with triton_compiled.launches_for(GPUTarget("cuda", 80, 32), compiling=True) as compiled:
+        launch_everything((1, 1, 1, 1))
+    assert len(set(compiled)) == 5
+
+
 def _bits(value):
     return struct.unpack("q", struct.pack("d", value))[0]
 
@@ -188,13 +241,11 @@ def run_ptx(shape, name, tile, l1=0.0, weight=None):
     arrays += [np.full(shape, np.nan, np.float32) for _ in range(2)]
     views = [[0] * 5 if array is None else [memory.add(array), *strides] for array in arrays]
     sums = np.full((units, SUMS), np.nan, np.float32)
-    quads = [value for view in views for value in view]
-    words = [c, h, w, strips, 1, 0, 0, 1]
+    words = [*(value for view in views for value in view), c, h, w, strips, 1, 0, 0, 1]
     options = SSIMOptions()
     tail = [_bits(1.0), _bits(l1), *map(_bits, kernel_taps(11, 1.5))]
     tail += [_bits(2 * options.k1**2), _bits(2 * options.k2**2), _bits(1.0), 0, memory.add(sums)]
-    layout = "<25q8i" + f"{len(tail)}q"
-    packed = struct.pack(layout, *quads, *words, *tail).ljust(program.parameter_bytes, b"\0")
+    packed = struct.pack(f"<{len(words) + len(tail)}q", *words, *tail).ljust(program.parameter_bytes, b"\0")
     machine.run(program, memory, (units, 1, 1), (32 * tile.warps, 1, 1), packed, source.metadata.shared)
     return torch.from_numpy(sums).double(), *map(torch.from_numpy, arrays[3:])
 
@@ -208,7 +259,8 @@ def test_the_compiled_ptx_computes_the_gradient(shape, tile):
     sums, of_x, _ = run_ptx(shape, "x", tile)
     want = judged(judge.ssim, *pair(shape), reduction="sum")
     assert_close(sums[:, 0].sum(), want[0], tolerance(torch.float32).value, "sum")
-    assert_close(of_x, want[1], tolerance(torch.float32).gradient, "gradient by x")
+    # Far less than is accepted: there it would show only where the window is narrow or the images are bright.
+    assert_close(of_x, want[1], 1.2e-6, "gradient by x")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import judge
 import pytest
@@ -99,6 +100,35 @@ def test_the_time_of_a_tile_is_a_median_without_its_first_call(monkeypatch):
     monkeypatch.setattr(tiles.time, "perf_counter", lambda: now[0])
     assert tiles.milliseconds(run, CPU) == 1e3
     assert len(calls) == 1 + tiles.TRIALS
+
+
+def test_a_tile_is_timed_on_the_device_of_its_launch(monkeypatch):
+    """Events of the current device would time a stream that the kernel does not run on."""
+    current, recorded = [0], []
+
+    @contextmanager
+    def on(device):
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            recorded.append(current[0])
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return 1.0
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert tiles.milliseconds(lambda: None, torch.device("cuda", 1)) == 1.0
+    assert set(recorded) == {1}
 
 
 def weighted_l1_ssim(x, y, weight, padding):
