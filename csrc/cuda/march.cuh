@@ -315,7 +315,7 @@ class March {
   }
 
   SSIM_DEVICE void keep_seeds(const Seeds& seeds) const {
-    if (!is_(kWeighs)) return;
+    if (!is_(kWeighs) || !is_(kHasPartials)) return;
 #pragma unroll
     for (int j = 0; j < R; ++j) b_.seeds[j * b_.threads + fresh_thread()] = seeds.of[j];
   }

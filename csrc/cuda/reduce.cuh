@@ -93,7 +93,7 @@ SSIM_DEVICE T sum_span(T* memory, T value, int relative, int span) {
   return join_span(memory, value, relative, span, Add<T>());
 }
 
-// The last block of the launch to come here adds up the units of every value, in their order, and writes the values.
+// The last block of the launch to come here adds up the units of every value, in a fixed order, and writes the values.
 template <class T>
 SSIM_DEVICE void sum_slots(const LaunchArgs<T>& launch, double* memory) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -106,15 +106,23 @@ SSIM_DEVICE void sum_slots(const LaunchArgs<T>& launch, double* memory) {
   }
   __syncthreads();
   if (!*last) return;
-  for (int l = 0; l < launch.level_count; ++l) {
-    const LevelArgs<T>& level = launch.levels[l];
-    for (uint32_t sample = 0; sample < launch.samples; ++sample) {
-      const volatile double* slots = level.slots + static_cast<int64_t>(sample) * level.slots_per_value;
-      double sum = 0;
-      for (uint32_t i = threadIdx.x; i < level.slots_per_value; i += blockDim.x) sum += slots[i];
-      sum = sum_span(memory, sum, thread, threads);
-      if (thread == 0) static_cast<T*>(level.values)[sample] = static_cast<T>(sum);
+  // Every value has as many warps as there are, one at least, so that one waits for memory while others do.
+  const int values = launch.level_count * static_cast<int>(launch.samples);
+  const int span = values >= threads / 32 ? 32 : threads / 32 / values * 32, at_once = threads / span;
+  const int group = thread / span, relative = thread % span;
+  for (int first = 0; first < values; first += at_once) {
+    const int index = first + group, l = index / static_cast<int>(launch.samples);
+    const bool there = group < at_once && index < values;
+    double sum = 0;
+    const LevelArgs<T>& level = launch.levels[there ? l : 0];
+    const uint32_t sample = static_cast<uint32_t>(index) % launch.samples;
+    if (there) {
+      const double* slots = level.slots + static_cast<int64_t>(sample) * level.slots_per_value;
+#pragma unroll 8
+      for (uint32_t i = relative; i < level.slots_per_value; i += span) sum += __ldcg(slots + i);
     }
+    sum = sum_span(memory, sum, relative, span);
+    if (there && relative == 0) static_cast<T*>(level.values)[sample] = static_cast<T>(sum);
   }
 }
 

@@ -36,6 +36,11 @@ inline int __syncthreads_count(int p) { return emulator::block_barrier_count(p !
 inline void __syncwarp(unsigned mask = ~0u) { emulator::warp_barrier(mask, true); }
 inline void __threadfence() { emulator::fence(); }
 
+template <class T>
+T __ldcg(const T* place) {
+  return *place;
+}
+
 namespace emulator {
 
 template <class T>
