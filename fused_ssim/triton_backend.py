@@ -13,6 +13,8 @@ import torch
 
 from .ops import NAMESPACES
 
+OPERATORS = ("ssim_sums", "ssim_map", "ssim_map_backward", "scale_")
+
 interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it
 """Whether Triton's interpreter runs the kernels, on CPU tensors."""
 
@@ -51,7 +53,7 @@ def unavailable(device_type: str) -> str | None:
 
 def _register() -> list[torch.library.Library]:
     library = torch.library.Library(NAMESPACES["triton"], "IMPL")
-    for name in ("ssim_sums", "ssim_map", "ssim_map_backward", "scale_"):
+    for name in OPERATORS:
 
         def kernel(*arguments: Any, _name: str = name) -> Any:
             return getattr(importlib.import_module("fused_ssim.triton_launch"), _name)(*arguments)
