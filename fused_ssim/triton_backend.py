@@ -6,7 +6,10 @@ Under ``TRITON_INTERPRET=1`` (set before Python starts) they also serve CPU tens
 import importlib
 import importlib.util
 import os
+import shutil
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +40,19 @@ def interpreter_fails() -> str | None:
     return None
 
 
-_fails = interpreter_fails() if interpreted else None
+def compiler_fails() -> str | None:
+    """Why Triton can start no kernel on a device: it compiles C code for that when it is first asked to."""
+    compiler = os.environ.get("CC", shutil.which("gcc") or shutil.which("clang") or "")
+    if shutil.which(compiler) is None:
+        return f"Triton needs a C compiler, and {compiler or 'gcc or clang'} is not in PATH; install one, or set CC"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does
+    header = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    if not header.exists():
+        return f"Triton needs the headers of Python (such as the package python3-dev), and {header} is missing"
+    return None
+
+
+_fails = interpreter_fails() if interpreted else compiler_fails()  # files: not searched for in every call
 
 
 def unavailable(device_type: str) -> str | None:
@@ -45,7 +60,7 @@ def unavailable(device_type: str) -> str | None:
     if not _installed:
         return "the package triton is not installed"
     if device_type == "cuda":
-        return "TRITON_INTERPRET=1 is set, and its interpreter takes CPU tensors" if interpreted else None
+        return "TRITON_INTERPRET=1 is set, and its interpreter takes CPU tensors" if interpreted else _fails
     if device_type == "cpu" and interpreted:
         return _fails
     return f"it serves tensors on 'cuda' (and on 'cpu' where TRITON_INTERPRET=1 is set), got {device_type!r}"
