@@ -79,11 +79,14 @@ def info() -> dict[str, object]:
     """What is built, for which torch, and which backend tensors of each device take and why.
 
     Returns a dict with "version", "torch", "native" (the build facts of the compiled part, or why it is missing) and
-    "backends": for each device type seen here, the backend chosen and the reason why each other one is not.
+    "backends": for each device type seen here, and for each of several GPUs ("cuda" is the current one), the backend
+    chosen and the reason why each other one is not.
     """
     from . import __version__
 
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    if torch.cuda.device_count() > 1:  # which may be of different makes
+        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     table = {}
     for device in devices:
         reasons = {name: unavailable(name, device) for name in BACKENDS}

@@ -69,18 +69,23 @@ def backend(
     """
     device = emulator()
     device.configure(order, seed, multiprocessors=multiprocessors, resident_blocks=resident_blocks)
+    with added(NAME, kernels.NAMESPACE):
+        yield NAME
+
+
+@contextmanager
+def added(backend: str, namespace: str) -> Iterator[None]:
+    """One backend more, for tensors on the CPU, with operators of that namespace."""
     backends, unavailable = dispatch.BACKENDS, dispatch.unavailable
 
-    def emulated_unavailable(name: str, device: torch.device | str, *window_size: int) -> str | None:
-        if name != NAME:
-            return unavailable(name, device, *window_size)
-        # What the CUDA kernels say of a CUDA tensor holds here for one on the CPU.
-        return unavailable("cpu", device, *window_size)
+    def or_added(name: str, device: torch.device | str, *window_size: int) -> str | None:
+        # What the kernels say of a tensor on a GPU holds here for one on the CPU.
+        return unavailable("cpu" if name == backend else name, device, *window_size)
 
-    dispatch.BACKENDS, dispatch.unavailable = (*backends, NAME), emulated_unavailable
-    ops.NAMESPACES[NAME] = kernels.NAMESPACE
+    dispatch.BACKENDS, dispatch.unavailable = (*backends, backend), or_added
+    ops.NAMESPACES[backend] = namespace
     try:
-        yield NAME
+        yield
     finally:
         dispatch.BACKENDS, dispatch.unavailable = backends, unavailable
-        del ops.NAMESPACES[NAME]
+        del ops.NAMESPACES[backend]

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +88,24 @@ def amd_resources(assembly: str) -> dict[str, int]:
 
 
 @contextmanager
+def compiled_by(compiler: Callable[..., Any], target: GPUTarget, compiled: dict[Any, Any]) -> Iterator[None]:
+    """Calls of triton_launch on CPU tensors go as on a device ``target``, where they start what ``compiler`` makes.
+
+    compiled: what was made so far, by the key of triton_start.
+    """
+    device = SimpleNamespace(
+        get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device: 0
+    )
+    with (
+        mock.patch.object(driver, "_active", device),
+        mock.patch.object(triton.compiler, "compile", compiler),
+        mock.patch.object(triton_start, "_compiled", compiled),
+        mock.patch.object(triton_launch, "_precision", lambda device: "tf32x3"),
+    ):
+        yield
+
+
+@contextmanager
 def launches_for(target: GPUTarget, compiling: bool) -> Iterator[list[str]]:
     """Calls of triton_launch on CPU tensors go as far as a launch would for ``target``, and run nothing.
 
@@ -95,7 +113,7 @@ def launches_for(target: GPUTarget, compiling: bool) -> Iterator[list[str]]:
     """
     compile_now, compiled = triton.compiler.compile, []
 
-    def keep(source: ASTSource, target: GPUTarget = target, **more: Any) -> mock.MagicMock:
+    def keep(source: ASTSource, **more: Any) -> mock.MagicMock:
         def launch(*arguments):
             given = [None if kind == "constexpr" else argument for kind, argument in zip(types, arguments, strict=True)]
             assert triton_start._type(tuple(given)) == tuple("i64" if kind == "constexpr" else kind for kind in types)
@@ -108,13 +126,5 @@ def launches_for(target: GPUTarget, compiling: bool) -> Iterator[list[str]]:
         result.__getitem__.return_value = launch
         return result
 
-    device = SimpleNamespace(
-        get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device: 0
-    )
-    with (
-        mock.patch.object(driver, "_active", device),
-        mock.patch.object(triton.compiler, "compile", keep),
-        mock.patch.object(triton_start, "_compiled", {}),
-        mock.patch.object(triton_launch, "_precision", lambda device: "tf32x3"),
-    ):
+    with compiled_by(keep, target, {}):
         yield compiled

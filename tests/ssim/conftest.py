@@ -1,5 +1,6 @@
 """The backend fixture, and outputs that are NaN until a kernel writes them."""
 
+import importlib.util
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,26 @@ import fused_ssim
 from fused_ssim import dispatch, native, triton_backend
 
 INSTRUCTION_SETS = ("AVX-512", "AVX2", "baseline")
-KERNELS = [f"cpu-{name}" for name in INSTRUCTION_SETS] + ["cuda", "cuda-emulated", "triton"]
+KERNELS = [f"cpu-{name}" for name in INSTRUCTION_SETS] + ["cuda", "cuda-emulated", "triton", "triton-compiled"]
+
+COMPILED = {
+    "test_sum_and_its_gradients": [
+        "7x10-(1.0, 0.3, 1.2)-same",
+        "7x10-(0.5, 0.7, 0.7)-reflect",
+        "13x19-(1.0, 1.0, 1.0)-valid",
+    ],
+    "test_map_under_any_upstream_gradient": ["7x10-(2.0, 1.0, 1.0)-reflect"],
+    "test_planes_cut_into_strips_and_bands": ["sum-1x1x259x17-same"],
+    "test_value_alone_where_nothing_needs_a_gradient": ["sum", "none"],
+    "test_errors_of_pixels_cancel": ["5", "11"],
+    "test_other_constants_and_dtypes": ["torch.float32"],
+    "test_as_float32": ["True-sum-l1_ssim_loss-torch.bfloat16", "False-mean-ssim-torch.float16"],
+    "test_float16_features_of_large_range": [""],
+    "test_values_and_gradients": ["channel-False-level"],
+    "test_extremes_that_several_pixels_attain": ["sample-12-False"],
+}
+"""What of the common suite Triton's compiled kernels run under "triton-compiled", a part of each id: a kernel takes
+seconds to compile, and these have few between them. No float64, whose matrix products the PTX interpreter lacks."""
 
 
 class Backend(NamedTuple):
@@ -24,6 +44,16 @@ class Backend(NamedTuple):
 def _select(identity: str) -> Iterator[Backend]:
     if identity == "cuda-emulated":
         with emulated.backend() as name:
+            yield Backend(name, "cpu")
+        return
+    if identity == "triton-compiled":
+        if importlib.util.find_spec("triton") is None:
+            pytest.skip("triton is not installed")
+        if triton_backend.interpreted:
+            pytest.skip("TRITON_INTERPRET=1 is set, and this needs Triton's compiler")
+        from ptx import triton_backend as compiled
+
+        with compiled.backend() as name:
             yield Backend(name, "cpu")
         return
     name, _, instruction_set = identity.partition("-")
@@ -96,10 +126,16 @@ def unpoisoned(poisoned_outputs) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """The emulator is slower than a kernel: of its tests the fast core holds those of values and gradients alone."""
-    for item in items:
-        emulated_one = "cuda-emulated" in getattr(getattr(item, "callspec", None), "id", "")
-        if emulated_one and item.path.name not in ("test_values.py", "test_reductions.py", "test_l1.py"):
+    """The emulator is slower than a kernel: of its tests the fast core holds those of values and gradients alone.
+
+    Compiled Triton is slower still, and runs what COMPILED names.
+    """
+    fast = ("test_values.py", "test_reductions.py", "test_l1.py")
+    for item in items.copy():
+        identity = getattr(getattr(item, "callspec", None), "id", "")
+        if "triton-compiled" in identity and not any(part in identity for part in COMPILED.get(item.originalname, ())):
+            items.remove(item)
+        elif "triton-compiled" in identity or ("cuda-emulated" in identity and item.path.name not in fast):
             item.add_marker(pytest.mark.slow)
 
 

@@ -141,6 +141,18 @@ def test_the_device_of_the_tensor_decides_and_not_the_current_one(monkeypatch):
         dispatch.choose("cuda", on_first, SSIMOptions())
 
 
+def test_each_of_several_devices_is_described(monkeypatch):
+    pretend(monkeypatch, ("sm_90",), {None: (8, 0), 0: (8, 0), 1: (9, 0)})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    table = fused_ssim.info()["backends"]
+    assert list(table) == ["cpu", "cuda", "cuda:0", "cuda:1"]
+    assert table["cuda:1"]["chosen"] == "cuda" != table["cuda:0"]["chosen"]
+    assert table["cuda"] == table["cuda:0"] and "capability 8.0" in table["cuda"]["unavailable"]["cuda"]
+    assert "tensors on cuda:1 take the backend 'cuda'" in main.report()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert list(fused_ssim.info()["backends"]) == ["cpu", "cuda"]
+
+
 def test_an_architecture_must_have_a_known_name():
     with pytest.raises(ValueError, match="got 'gfx942'"):
         native.devices_of("gfx942")

@@ -13,8 +13,9 @@ import judge
 import pytest
 import torch
 from judge import assert_close, judged, pair, tolerance
+from torch._subclasses import FakeTensorMode
 
-from fused_ssim import triton_backend
+from fused_ssim import dispatch, native, triton_backend
 from fused_ssim import triton_tiles as tiles
 from fused_ssim.options import SSIMOptions
 from fused_ssim.window import kernel_taps
@@ -65,6 +66,54 @@ def test_an_interpreter_that_fails_is_named(monkeypatch):
     assert triton_backend.interpreter_fails() is None
     versions.update(triton="3.10.1", numpy="2.4.6")
     assert triton_backend.interpreter_fails() is None
+
+
+COMPILES = """
+import sysconfig
+from fused_ssim import triton_backend
+from triton.runtime.build import compile_module_from_src
+if {headers!r}:
+    paths = dict(sysconfig.get_paths(), include={headers!r})
+    sysconfig.get_paths = lambda *_, **__: paths
+print(triton_backend.compiler_fails(), flush=True)
+source = '#include <Python.h>\\nstatic struct PyModuleDef probe = {{PyModuleDef_HEAD_INIT, "probe"}};'
+compile_module_from_src(source + "PyMODINIT_FUNC PyInit_probe(void) {{ return PyModule_Create(&probe); }}", "probe")
+"""
+
+
+@pytest.mark.parametrize(
+    "environment, headers, named",
+    [
+        ({}, "", "None"),
+        ({"PATH": ""}, "", "C compiler.*gcc"),
+        ({"CC": "no-such-compiler"}, "", "C compiler.*no-such-compiler"),
+        ({}, "/nowhere", "headers.*/nowhere/Python.h"),
+    ],
+    ids=["all is there", "no compiler", "CC is wrong", "no headers"],
+)
+def test_what_triton_compiles_its_launcher_with(tmp_path, environment, headers, named):
+    """What is missing is named where, and only where, Triton would fail in the middle of a first call."""
+    usual = {name: value for name, value in os.environ.items() if name != "CC"}
+    usual |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILES.format(headers=headers)]
+    result = subprocess.run(command, capture_output=True, text=True, env=usual | environment)
+    assert (result.stdout == "None\n") == (result.returncode == 0), result.stdout + result.stderr
+    if named != "None" or triton_backend.compiler_fails() is None:
+        assert re.search(named, result.stdout), result.stdout + result.stderr
+
+
+@pytest.mark.skipif(triton_backend.interpreted, reason="a device is then refused for another reason")
+def test_where_triton_cannot_compile_the_reference_serves(monkeypatch):
+    monkeypatch.setattr(native, "error", None)
+    monkeypatch.setattr(native, "cuda_archs", ())
+    monkeypatch.setattr(triton_backend, "_fails", None)
+    assert dispatch.preferred("cuda") == "triton"
+    monkeypatch.setattr(triton_backend, "_fails", "no C compiler")
+    assert dispatch.preferred("cuda") == "reference"
+    with FakeTensorMode():
+        x = torch.empty(1, 1, 16, 16, device="cuda")
+    with pytest.raises(RuntimeError, match="'triton' cannot be used: no C compiler"):
+        dispatch.choose("triton", x, SSIMOptions())
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON", "0", ""])

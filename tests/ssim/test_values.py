@@ -74,7 +74,7 @@ def test_errors_of_pixels_cancel(backend, window_size):
     options = {"reduction": "none", "window_size": window_size}
     value = fused_ssim.ssim(x.to(backend.device), y.to(backend.device), backend=backend.name, **options)
     # Tensor cores cut off their sums, of means and of squares alike.
-    limit = 5e-7 if backend == ("triton", "cuda") else 2e-8
+    limit = 5e-7 if backend in (("triton", "cuda"), ("triton-compiled", "cpu")) else 2e-8
     assert (value.cpu().double() - judge.ssim(x.double(), y.double(), **options)).mean().abs() < limit
 
 
