@@ -17,10 +17,10 @@ class Loads {
   SSIM_DEVICE Loads(const Block<K>& block, Roles is) : b_(block), is_(is) {
     if constexpr (K::lean) {
       Task<E> task = task_at(b_.thread & ~(R - 1));
-      if (!b_.level.vectors) move_to_column(task, b_.thread, is_(kLoadsColumn));
+      if (!b_.level.vectors) move_to_column(task);
       b_.task_of(b_.thread) = task;
     } else {
-      b_.task_of(b_.thread) = column_task(b_.thread, is_(kLoadsColumn));
+      b_.task_of(b_.thread) = column_task();
     }
   }
 
@@ -57,11 +57,10 @@ class Loads {
     if constexpr (vectors)
       fetch_row(b_.task_of(fresh_thread()), chunk, pixels);
     else if constexpr (K::lean)
-      fetch_column<E>(b_.task_of(fresh_thread()), chunk, is_(kLoadsColumn), pixels);
+      fetch_column<E>(b_.task_of(fresh_thread()), chunk, pixels);
     else
-      as_pixels<T>(b_.level.x.dtype, [&](auto pixel) {
-        fetch_column<decltype(pixel)>(b_.task_of(fresh_thread()), chunk, is_(kLoadsColumn), pixels);
-      });
+      as_pixels<T>(b_.level.x.dtype,
+                   [&](auto pixel) { fetch_column<decltype(pixel)>(b_.task_of(fresh_thread()), chunk, pixels); });
   }
 
   // Puts them into the ring.
@@ -140,10 +139,10 @@ class Loads {
     return task;
   }
 
-  SSIM_DEVICE void move_to_column(Task<E>& task, int local, bool there) const {
-    const Column at = column_at(b_.piece, b_.level, local);
+  SSIM_DEVICE void move_to_column(Task<E>& task) const {
+    const Column at = column_at(b_.piece, b_.level, b_.thread);
     task.x = static_cast<const E*>(b_.args.x.data), task.y = static_cast<const E*>(b_.args.y.data);
-    if (!there) return;
+    if (!is_(kLoadsColumn)) return;
     const int row = b_.piece.first_row, from = K::mirrors ? 0 : row;
     task.x += b_.offset_of(b_.args.x, at.map, from, at.column);
     task.y += b_.offset_of(b_.args.y, at.map, from, at.column);
@@ -152,10 +151,10 @@ class Loads {
   }
 
   // Of the general kernel.
-  SSIM_DEVICE Task<E> column_task(int local, bool there) const {
-    const Column at = column_at(b_.piece, b_.level, local);
+  SSIM_DEVICE Task<E> column_task() const {
+    const Column at = column_at(b_.piece, b_.level, b_.thread);
     const auto begin = [&](const View& view, int margin) -> void* {
-      if (!view.data || !there) return view.data;
+      if (!view.data || !is_(kLoadsColumn)) return view.data;
       const int64_t offset = b_.offset_of(view, at.map, 0, at.column - margin);
       return static_cast<char*>(view.data) + offset * bytes_of_element(view.dtype);
     };
@@ -216,12 +215,12 @@ class Loads {
 
   // As fetch_row: rows that are not there are those before once more.
   template <class P>
-  SSIM_DEVICE void fetch_column(const Task<E>& task, int chunk, bool there, Pixels& pixels) const {
+  SSIM_DEVICE void fetch_column(const Task<E>& task, int chunk, Pixels& pixels) const {
     if constexpr (!K::lean || K::mirrors) {
       fetch_mirrored_column<P>(task, b_.first_row(chunk), pixels);
     } else {
       const int left = b_.piece.load_end - b_.first_row(chunk);
-      const int count = there && left > 0 ? left : 0;
+      const int count = is_(kLoadsColumn) && left > 0 ? left : 0;
       const int from = count > 0 ? chunk : 0;
       const P* x = further(in_global_memory(task.x), from, b_.tables->steps[0]);
       const P* y = further(in_global_memory(task.y), from, b_.tables->steps[1]);
@@ -253,35 +252,48 @@ class Loads {
 
   template <class P>
   SSIM_DEVICE void keep_columns(int thread, int chunk, const Pixels& pixels) {
-    if (is_(kLoadsColumn)) keep_column<P>(thread, chunk, pixels, is_(kOwnsColumn));
-    if (!is_(kLoadsHalo) || thread >= 2 * kMargin) return;
-    // What strips need of their neighbours.
-    const int local = thread < kMargin ? thread - kMargin : b_.threads + thread - kMargin;
-    const Column at = column_at(b_.piece, b_.level, local);
-    if (at.column < 0 || at.column >= b_.level.w) return;
-    Task<E> task;
-    if constexpr (K::lean)
-      move_to_column(task, local, true);
-    else
-      task = column_task(local, true);
-    Pixels halo;
-    fetch_column<P>(task, chunk, true, halo);
-    keep_column<P>(local, chunk, halo, false);
+    if (is_(kLoadsColumn)) keep_column<P>(thread, chunk, pixels);
+    if (is_(kLoadsHalo) && thread < 2 * kMargin)
+      load_column<P>(thread < kMargin ? thread - kMargin : b_.threads + thread - kMargin, chunk);
   }
 
   template <class P>
-  SSIM_DEVICE void keep_column(int local, int chunk, const Pixels& pixels, bool own) {
-    const Column at = column_at(b_.piece, b_.level, local);
+  SSIM_DEVICE void keep_column(int thread, int chunk, const Pixels& pixels) {
+    const Column at = column_at(b_.piece, b_.level, thread);
     const int first = b_.first_row(chunk), count = b_.piece.load_end - first;
-    const bool sums_l1 = is_(kSumsL1) && own;
+    const bool sums_l1 = is_(kSumsL1) && is_(kOwnsColumn);
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       if (j >= count) continue;  // nobody would read them
       const Pair<P> pixel = pixels.template get<P>(j);
       const Pair<T> pair = rescaled(static_cast<T>(pixel.u), static_cast<T>(pixel.v), at.map);
-      b_.ring_line(chunk * R + j)[local] = pair;
+      b_.ring_line(chunk * R + j)[thread] = pair;
       if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1)
         l1_sum() += magnitude(pair.v) * b_.seed_at(at.map, first + j, at.column);
+    }
+  }
+
+  // A column that strips need of their neighbours. Four rows at a time wait for memory together; of all R, filters
+  // would have to leave their registers.
+  template <class P>
+  SSIM_DEVICE void load_column(int local, int chunk) const {
+    const Column at = column_at(b_.piece, b_.level, local);
+    if (at.column < 0 || at.column >= b_.level.w) return;
+    const P* x = static_cast<const P*>(b_.args.x.data) + b_.offset_of(b_.args.x, at.map, 0, at.column);
+    const P* y = static_cast<const P*>(b_.args.y.data) + b_.offset_of(b_.args.y, at.map, 0, at.column);
+    const int first = b_.first_row(chunk);
+#pragma unroll 1
+    for (int j = 0; j < R; j += 4) {
+      P of_x[4], of_y[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int64_t row = mirrored(first + j + i, b_.level.h);  // those beyond a map are not kept, or are mirrored
+        of_x[i] = x[row * b_.args.x.stride_h], of_y[i] = y[row * b_.args.y.stride_h];
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (first + j + i < b_.piece.load_end)
+          b_.ring_line(chunk * R + j + i)[local] = rescaled(static_cast<T>(of_x[i]), static_cast<T>(of_y[i]), at.map);
     }
   }
 

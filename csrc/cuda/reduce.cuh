@@ -118,7 +118,7 @@ SSIM_DEVICE void sum_slots(const LaunchArgs<T>& launch, double* memory) {
     const uint32_t sample = static_cast<uint32_t>(index) % launch.samples;
     if (there) {
       const double* slots = level.slots + static_cast<int64_t>(sample) * level.slots_per_value;
-#pragma unroll 8
+#pragma unroll 4
       for (uint32_t i = relative; i < level.slots_per_value; i += span) sum += __ldcg(slots + i);
     }
     sum = sum_span(memory, sum, relative, span);
