@@ -210,7 +210,7 @@ def test_no_code_runs_from_a_checkpoint(coco_root, tmp_path, capsys, monkeypatch
         with pytest.raises(SystemExit, match="weights_only"):
             main([command, *arguments])
         with monkeypatch.context() as unchecked, pytest.raises(Exception, match="weights_only"):
-            unchecked.setattr(cli, "check_checkpoint", lambda *_: None)  # Lightning reads it no other way
+            unchecked.setattr(cli, "check_checkpoint", lambda *_, **options: None)  # Lightning reads it no other way
             main([command, *arguments])
     assert "code ran" not in capsys.readouterr().out
 
