@@ -180,3 +180,12 @@ def test_labels_stay_on_the_picture(corner):
     drawn, picture = label.get_window_extent(), axes.get_window_extent()
     assert picture.x0 - 1 <= drawn.x0 and drawn.x1 <= picture.x1 + 1
     assert picture.y0 - 1 <= drawn.y0 and drawn.y1 <= picture.y1 + 1
+
+
+def test_names_of_categories_are_no_formulas():
+    figure = Figure(figsize=(2, 2))
+    axes = figure.add_subplot()
+    target = {"boxes": torch.tensor([[4.0, 20.0, 40.0, 60.0]]), "labels": torch.tensor([1])}
+    boxes.draw_truth(axes, torch.zeros(3, 64, 64), target, {1: "$5 {note$"})
+    figure.draw_without_rendering()  # fails where it is parsed
+    assert axes.texts[0].get_text() == "$5 {note$"
