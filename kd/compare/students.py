@@ -233,6 +233,7 @@ class Students:
             for images, targets in self._data.val_dataloader():
                 evaluator.process(model([image.to(self.device) for image in images]), targets)
         figures = evaluator.evaluate()
+        file.unlink(missing_ok=True)  # from here on it is of other settings
         save_detections(evaluator.images, folder)
         write_atomically(folder / "settings.json", json.dumps(settings))
         result = Result(

@@ -16,6 +16,7 @@ from foreign_checkpoints import mmdet_names
 from rich.console import Console
 from training_runs import write_config
 
+from kd.compare import students
 from kd.compare.methods import named_methods, swept_methods
 from kd.compare.record import FIGURES
 from kd.compare.students import Students, TrainingFailed, resolved
@@ -42,6 +43,10 @@ def counted(monkeypatch, stop_at=None):
 
     monkeypatch.setattr(DetectionTraining, "training_step", training_step)
     return steps
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 def test_one_command_makes_one_table(compared):
@@ -249,6 +254,20 @@ def test_the_teacher_is_measured_on_the_configurations_device(compared, tmp_path
     monkeypatch.setattr(students._data, "val_dataloader", lambda: batches)  # which would pin memory
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert students.teacher() and devices == {"cpu"}
+
+
+def test_a_cut_off_measurement_of_the_teacher_leaves_no_earlier_result(compared, tmp_path, monkeypatch):
+    config = resolved(["--config", compared[1]])
+    console = Console(width=1000)
+    assert Students(tmp_path, config, console).teacher().AP < 99
+    file = tmp_path / "teacher/result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "AP": 99.0}))
+    assert Students(tmp_path, config, console).teacher().AP == 99  # the stored one
+    config["model"]["teacher"]["options"]["max_size"] = 72
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(students, "write_result", interrupted)
+        Students(tmp_path, config, console).teacher()
+    assert Students(tmp_path, config, console).teacher().AP < 99
 
 
 def test_methods_share_what_the_paper_shares_and_no_more():
