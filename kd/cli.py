@@ -222,6 +222,12 @@ def _check_trained(path: str | Path, content: Mapping[str, Any], module: Detecti
             + "".join(f"; {text}" for text in changed)
             + "; resume with its options, or give its student's weights as model.student.weights"
         )
+    name, own_name = "adamw" if groups and "betas" in groups[0] else "sgd", module.optimizer_config.name
+    if groups and name != own_name:
+        raise ConfigurationError(
+            f"ckpt_path: {path} was trained with {name}, whose moments are not those of {own_name!r}, this "
+            "run's model.optimizer.name; resume with the same, or give its student's weights as model.student.weights"
+        )
 
 
 def _adapters(state: Mapping[str, torch.Tensor]) -> str:

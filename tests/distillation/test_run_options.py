@@ -384,6 +384,15 @@ def test_resuming_with_other_trained_parameters_ends_with_a_sentence(coco_root, 
     main(["validate", "--config", path, "--ckpt_path", "last", fewer, "--trainer.limit_val_batches=1"])
 
 
+@pytest.mark.parametrize(("before", "now"), [("sgd", "adamw"), ("adamw", "sgd")])
+def test_resuming_with_another_optimiser_ends_with_a_sentence(coco_root, tmp_path, before, now):
+    path = write_config("retinanet", coco_root, tmp_path / "run", trainer__max_epochs=1, trainer__limit_val_batches=0,
+                        model__loss="none", model__optimizer={"name": before, "lr": 1e-3})  # fmt: skip
+    main(["fit", "--config", path])
+    with pytest.raises(SystemExit, match=rf"kd: ckpt_path: .*last.*ckpt was trained with {before}, .* '{now}'"):
+        main(["fit", "--config", path, "--ckpt_path=last", "--trainer.max_epochs=2", f"--model.optimizer.name={now}"])
+
+
 def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(teacher_check, "rank_zero_info", said.append)
