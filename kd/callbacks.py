@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -73,38 +74,58 @@ class StudentWeights(Callback):
 
 
 class StopOnInterrupt(Callback):
-    """Ctrl-C ends the run after the current step, all batches that it accumulates included, so that the checkpoint then
-    written is a consistent one.
+    """Ctrl-C and SIGTERM end the run after the current step, all batches that it accumulates included, so that the
+    checkpoint then written is a consistent one.
 
-    A second Ctrl-C stops at once. With several processes Lightning's own handling stays in place.
+    A second Ctrl-C stops at once; SIGTERM does not wait for the end of a validation. With several processes Lightning's
+    own handling stays in place.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._asked = False
+        self._interrupted = self._terminated = self._holds_gradients = False
         self._previous: Any = None
+        self._lightnings: Any = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.world_size == 1:
-            self._previous = signal.signal(signal.SIGINT, self._ask)
+            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning's handler of SIGTERM is there by now; when the run ends, it puts back the one before its own.
+        if trainer.world_size == 1:
+            self._lightnings = signal.signal(signal.SIGTERM, partial(self._terminate, trainer))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # A checkpoint holds no gradients.
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if self._asked and stepped:
+        self._holds_gradients = not stepped
+        if self._interrupted and stepped:
             raise KeyboardInterrupt
+        if self._terminated and stepped:
+            self._leave_to_lightning()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupted:
             raise KeyboardInterrupt
-        self._asked = True
+        self._interrupted = True
+
+    def _terminate(self, trainer: pl.Trainer, number: int, frame: FrameType | None) -> None:
+        self._terminated = True
+        if trainer.validating and not self._holds_gradients:
+            self._leave_to_lightning()
+
+    def _leave_to_lightning(self) -> None:
+        """Its handler of SIGTERM ends the run after the batch in progress."""
+        signal.signal(signal.SIGTERM, self._lightnings)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,15 @@ class DistillationCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """What is wrong with a checkpoint is said before Lightning meets it."""
-        check_checkpoint(self.config[self.subcommand].ckpt_path, self.model)
+        path = self.config[self.subcommand].ckpt_path
+        if path == "last":
+            path = _newest_of(Path(self.trainer.default_root_dir) / "checkpoints", "last")
+        check_checkpoint(path, self.model, resumes=True)
 
     def before_validate(self) -> None:
         """The AP of heads that nobody trained says nothing."""
-        if self.config[self.subcommand].ckpt_path:
-            self.before_fit()
+        if path := self.config[self.subcommand].ckpt_path:
+            check_checkpoint(path, self.model)
             return
         student = self.model.student_config
         what = None
@@ -173,8 +176,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(128 + signal.SIGTERM)
 
 
-def check_checkpoint(path: str | Path | None, module: DetectionTraining) -> None:
-    """Raise ConfigurationError unless ``path``, if it is a file, is a training's checkpoint of ``module``'s student."""
+def check_checkpoint(path: str | Path | None, module: DetectionTraining, resumes: bool = False) -> None:
+    """Raise ConfigurationError unless ``path``, if it is a file, is a training's checkpoint of ``module``'s student; if
+    training ``resumes`` from it, one that trained the same parameters."""
     if path is None or not Path(path).is_file():
         return
     try:
@@ -194,13 +198,56 @@ def check_checkpoint(path: str | Path | None, module: DetectionTraining) -> None
             f"ckpt_path: {path} is of another student: {len(wrong)} of its weights are missing, unexpected or of "
             f"another shape, {wrong[0]} the first; its options are in the config.yaml of its run"
         )
+    if resumes:
+        _check_trained(path, content, module)
+
+
+def _check_trained(path: str | Path, content: Mapping[str, Any], module: DetectionTraining) -> None:
+    # The optimiser's state belongs to parameters by their number only.
+    before, now = _adapters(content["state_dict"]), _adapters(module.state_dict())
+    if before != now:
+        raise ConfigurationError(
+            f"ckpt_path: {path} was trained with {before}, this run has {now}; resume with its model.loss, weight, "
+            "adapters, level_map and teacher, or give its student's weights as model.student.weights"
+        )
+    groups = [group for state in content.get("optimizer_states", []) for group in state["param_groups"]]
+    trained, own = sum(len(group["params"]) for group in groups), sum(p.requires_grad for p in module.parameters())
+    if groups and trained != own:
+        was, is_ = (flat(c.get("student", {})) for c in (content.get("hyper_parameters", {}), module.hparams))
+        changed = [
+            f"model.student.{k} was {was.get(k)}, is {is_.get(k)}" for k in {**was, **is_} if was.get(k) != is_.get(k)
+        ]
+        raise ConfigurationError(
+            f"ckpt_path: {path} trained {trained} parameters, this run would train {own}"
+            + "".join(f"; {text}" for text in changed)
+            + "; resume with its options, or give its student's weights as model.student.weights"
+        )
+    name, own_name = "adamw" if groups and "betas" in groups[0] else "sgd", module.optimizer_config.name
+    if groups and name != own_name:
+        raise ConfigurationError(
+            f"ckpt_path: {path} was trained with {name}, whose moments are not those of {own_name!r}, this "
+            "run's model.optimizer.name; resume with the same, or give its student's weights as model.student.weights"
+        )
+
+
+def _adapters(state: Mapping[str, torch.Tensor]) -> str:
+    prefix, suffix = "distiller.adapters.", ".weight"
+    found = [
+        f"{name.removeprefix(prefix).removesuffix(suffix)} ({value.shape[1]} to {value.shape[0]} channels)"
+        for name, value in state.items()
+        if name.startswith(prefix) and name.endswith(suffix)
+    ]
+    return f"adapters on the levels {', '.join(found)}" if found else "no adapters"
 
 
 def _newest(folder: Path, name: str) -> Path:
-    found = sorted(folder.glob(f"{name}*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
-    if not found:
-        raise ConfigurationError(f"--ckpt_path {name}: no {name}*.ckpt in {folder}; give a checkpoint's path")
-    return found[-1]
+    if found := _newest_of(folder, name):
+        return found
+    raise ConfigurationError(f"--ckpt_path {name}: no {name}*.ckpt in {folder}; give a checkpoint's path")
+
+
+def _newest_of(folder: Path, name: str) -> Path | None:
+    return max(folder.glob(f"{name}*.ckpt"), key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
 def _sentence(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -87,7 +88,12 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         """Category id -> name."""
         ids = sorted(self.categories)
         self.label_of_category = {c: (c if labels == "coco" else k) for k, c in enumerate(ids, start=1)}
-        self.label_names = {self.label_of_category[c]: self.categories[c] for c in ids}
+        times = Counter(self.categories.values())
+        self.label_names = {
+            self.label_of_category[c]: name if times[name] == 1 else f"{name} ({c})"
+            for c, name in sorted(self.categories.items())
+        }
+        """Label -> name; where several categories have one name, with their id behind it."""
         self.records = _records(content, self.annotations, self.label_of_category)
         if training:
             self.records = [r for r in self.records if _usable(r).any()]

@@ -141,16 +141,18 @@ class Distiller(nn.Module):
             mask: tuple[list[Tensor], ...] = ()
             if self.mask_padding:
                 mask = (valid_cells(sizes, ours, [self.level_strides[level] for level in self.level_map]),)
+            # A weight that was set to 0 between steps would leave nothing to tell the levels' losses by.
+            weight = self.weight or 1.0
             if self.feature_loss.takes_weight:
-                losses = self.feature_loss(ours, theirs, *mask, weight=self.weight)
+                losses = self.feature_loss(ours, theirs, *mask, weight=weight)
             else:
-                losses = self.weight * self.feature_loss(ours, theirs, *mask)
-            self.level_losses = dict(zip(self.level_map, (losses.detach() / self.weight).unbind(), strict=True))
+                losses = weight * self.feature_loss(ours, theirs, *mask)
+            self.level_losses = dict(zip(self.level_map, (losses.detach() / weight).unbind(), strict=True))
             self.level_components = {}
             if self.log_components and hasattr(self.feature_loss, "components"):
                 components = self.feature_loss.components(ours, theirs, *mask)
                 self.level_components = dict(zip(self.level_map, components.unbind(), strict=True))
-            return losses.sum()
+            return losses.sum() if self.weight else 0 * losses.sum()
 
     def train(self, mode: bool = True) -> Distiller:
         """As for any module, but the teacher stays in evaluation mode."""

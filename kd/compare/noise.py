@@ -86,7 +86,7 @@ def _match_class(detections, targets, label: int) -> MatchedClass:
         if crowd.any():
             iou[:, crowd] = _crowd_overlap(boxes, truth["boxes"][of_class][crowd])
         hit, ignore = _greedy(iou, crowd)
-        scores.append(found["scores"][keep][order].numpy())
+        scores.append(found["scores"][keep][order].double().numpy())  # NumPy has no bfloat16
         images.append(np.full(len(boxes), index))
         hits.append(hit)
         ignored.append(ignore)

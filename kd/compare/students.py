@@ -153,6 +153,12 @@ class Students:
             },
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the configuration trains."""
+        on_cpu = self.config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
+        return torch.device("cpu" if on_cpu else "cuda")
+
     def folder(self, student: Student) -> Path:
         """Where the student's training keeps its files."""
         return self.out / "students" / student.name
@@ -215,8 +221,7 @@ class Students:
         file, settings = folder / "result.json", {"teacher": section, **self._files}
         if file.is_file() and json.loads((folder / "settings.json").read_text()) == settings:
             return Result(**{**json.loads(file.read_text()), "folder": str(folder)})
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, evaluator = build(config).to(device).eval(), CocoEvaluator()
+        model, evaluator = build(config).to(self.device).eval(), CocoEvaluator()
         if not getattr(model, "heads_are_trained", True):
             self.console.print(
                 f"teacher: AP not measured, {config.weights} gave backbone and FPN only ({config.weights_format})",
@@ -226,8 +231,9 @@ class Students:
         self.console.print("measuring the teacher ...")
         with torch.no_grad():
             for images, targets in self._data.val_dataloader():
-                evaluator.process(model([image.to(device) for image in images]), targets)
+                evaluator.process(model([image.to(self.device) for image in images]), targets)
         figures = evaluator.evaluate()
+        file.unlink(missing_ok=True)  # from here on it is of other settings
         save_detections(evaluator.images, folder)
         write_atomically(folder / "settings.json", json.dumps(settings))
         result = Result(
@@ -250,9 +256,7 @@ class Students:
     def step_costs(self, methods: Sequence[Method], rounds: int) -> dict[str, StepCost]:
         """What a training step by each method costs, see :func:`kd.compare.step_cost.measure`. On the configuration's
         device, with its precision, on the first training batch."""
-        model = self.config["model"]
-        on_cpu = self.config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
-        device = torch.device("cpu" if on_cpu else "cuda")
+        model, device = self.config["model"], self.device
         teacher = build(DetectorConfig(**model["teacher"]))
         distillers = {
             method.name: distill(

@@ -54,4 +54,5 @@ def _box(axes: Axes, box: Tensor, label: int, text: str, dashed: bool = False) -
     at_top, at_right = y1 < LABEL * height, x1 > (1 - 3 * LABEL) * width
     axes.text(min(x2, width) if at_right else max(x1, 0), max(y1, 0) if at_top else y1, text, fontsize=6, color="white",
               va="top" if at_top else "bottom", ha="right" if at_right else "left", clip_on=True,
+              parse_math=False,  # a category's name may hold "$"
               bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip

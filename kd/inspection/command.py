@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,11 @@ def inspect_run(run: RunFolder, teacher: Mapping[str, Any] | None, images: Seque
     distiller = run.distiller(teacher)
     detects = getattr(distiller.teacher, "heads_are_trained", True)
     out.mkdir(parents=True, exist_ok=True)
-    files = []
+    files, named = [], Counter[str]()
     for name, image, target, names in _pictures(run, images):
+        named[name] += 1
+        if named[name] > 1:
+            name = f"{name}-{named[name]}"  # of another folder
         inspection = inspect_image(distiller, image, teacher_detects=detects)
         for kind, figure in figures_of(inspection, target, names).items():
             files.append(out / f"{name}_{kind}.png")
@@ -93,13 +98,16 @@ def _pictures(
             raise
         data = None  # the data have moved; the pictures are still worth drawing
     names = data.label_names if data else {}
-    known = {Path(record.file_name).name: k for k, record in enumerate(data.records)} if data else {}
+    known = {Path(record.file_name).parts: k for k, record in enumerate(data.records)} if data else {}
     if not images:
         assert data is not None
         return [(Path(data.records[k].file_name).stem, *data[k], names) for k in spread(len(data), IMAGES_SHOWN)]
     made = []
     for file in images:
-        target = data[known[file.name]][1] if data and file.name in known else None
+        # By as many folders as the annotations name, because files of one name may lie in several.
+        parts = Path(os.path.abspath(file)).parts
+        found = [known[parts[k:]] for k in range(len(parts)) if parts[k:] in known]
+        target = data[found[0]][1] if data and found else None
         made.append((file.stem, _read(file), target, names))
     return made
 

@@ -16,11 +16,13 @@ from foreign_checkpoints import mmdet_names
 from rich.console import Console
 from training_runs import write_config
 
+from kd.compare import students
 from kd.compare.methods import named_methods, swept_methods
 from kd.compare.record import FIGURES
 from kd.compare.students import Students, TrainingFailed, resolved
 from kd.compare.table import Row, markdown
 from kd.data import CocoDataModule
+from kd.evaluation import CocoEvaluator
 from kd.models import DetectorConfig, build
 from kd.run_folder import learning_curves
 from kd.training import DetectionTraining
@@ -41,6 +43,10 @@ def counted(monkeypatch, stop_at=None):
 
     monkeypatch.setattr(DetectionTraining, "training_step", training_step)
     return steps
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 def test_one_command_makes_one_table(compared):
@@ -232,6 +238,36 @@ def test_a_teacher_without_trained_heads_has_no_row_and_that_is_said(coco_root, 
     made = write_config("retinanet", coco_root, tmp_path / "run", model__teacher=whole)
     result = Students(tmp_path / "out", resolved(["--config", made]), Console(width=1000)).teacher()
     assert result.method == "teacher" and result.AP >= 0
+
+
+def test_the_teacher_is_measured_on_the_configurations_device(compared, tmp_path, monkeypatch):
+    """A GPU that the configuration does not take may be busy or too small."""
+    students = Students(tmp_path, resolved(["--config", compared[1]]), Console(width=1000))
+    assert students.config["trainer"]["accelerator"] == "cpu"
+    batches, devices, process = list(students._data.val_dataloader()), set(), CocoEvaluator.process
+
+    def recording(self, detections, targets):
+        devices.update(found["boxes"].device.type for found in detections)
+        process(self, detections, targets)
+
+    monkeypatch.setattr(CocoEvaluator, "process", recording)
+    monkeypatch.setattr(students._data, "val_dataloader", lambda: batches)  # which would pin memory
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert students.teacher() and devices == {"cpu"}
+
+
+def test_a_cut_off_measurement_of_the_teacher_leaves_no_earlier_result(compared, tmp_path, monkeypatch):
+    config = resolved(["--config", compared[1]])
+    console = Console(width=1000)
+    assert Students(tmp_path, config, console).teacher().AP < 99
+    file = tmp_path / "teacher/result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "AP": 99.0}))
+    assert Students(tmp_path, config, console).teacher().AP == 99  # the stored one
+    config["model"]["teacher"]["options"]["max_size"] = 72
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(students, "write_result", interrupted)
+        Students(tmp_path, config, console).teacher()
+    assert Students(tmp_path, config, console).teacher().AP < 99
 
 
 def test_methods_share_what_the_paper_shares_and_no_more():

@@ -45,6 +45,14 @@ def test_ap_of_all_images_once_is_the_librarys(seed):
     assert ours[0] == pytest.approx(library_ap(detections, targets), abs=1e-4)
 
 
+def test_detections_in_bfloat16():
+    """As trainer.precision bf16-true has them, where torchvision's kernels take it."""
+    detections, targets = scene()
+    half = [{k: v.bfloat16() if v.is_floating_point() else v for k, v in found.items()} for found in detections]
+    ours = average_precision(match(half, targets), np.ones((1, len(targets))))
+    assert ours[0] == pytest.approx(library_ap(half, targets), abs=1e-4)
+
+
 def test_leaving_images_out_by_weight_is_leaving_them_out():
     detections, targets = scene()
     keep = [0, 2, 3, 7, 8, 11]

@@ -203,6 +203,14 @@ def test_a_data_set_goes_to_loading_processes_without_a_file_descriptor_per_imag
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("labels", ["coco", "contiguous"])
+def test_categories_of_one_name_are_told_apart(coco_root, labels):
+    """Whatever goes by name, such as a figure per class, would hold one of them only."""
+    edit(coco_root, lambda c: [category.update(name="red") for category in c["categories"]])
+    data = CocoDetection(*paths(coco_root), labels=labels)
+    assert list(data.label_names.values()) == ["red (3)", "red (7)"]
+
+
 def test_splits_of_different_categories_are_refused(coco_root):
     edit(coco_root, lambda c: c["categories"].append({"id": 9, "name": "green"}), "val2017")
     with pytest.raises(DataError, match=r"train2017.json and .*val2017.json list different categories"):

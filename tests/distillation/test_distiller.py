@@ -346,3 +346,18 @@ def test_probing_leaves_batch_statistics_and_modes_alone(make_detector):
 def test_importing_the_package_does_not_import_lightning():
     program = "import sys, kd; sys.exit(any(name.startswith(('lightning', 'torchmetrics')) for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize("loss", ["ssim", "pkd"])
+def test_a_weight_set_to_0_between_steps_still_measures_the_levels(make_detector, batch, loss):
+    model = kd.distill(make_detector(), make_detector(fpn_channels=24), loss, weight=2.0)
+    torch.manual_seed(1)
+    model(*batch)
+    before = model.level_losses
+    model.weight = 0.0
+    torch.manual_seed(1)
+    losses = model(*batch)
+    assert losses["loss_distill"] == 0
+    assert all(torch.allclose(model.level_losses[name], before[name]) for name in before)
+    losses["loss_distill"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())

@@ -1,5 +1,6 @@
 """``kd inspect``: the maps are what the losses are means of, and the pictures come out."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
+from tiny_coco import write_coco
 
 import kd
 from kd.inspection import boxes, command
@@ -95,6 +97,32 @@ def test_command_writes_every_figure(compared, tmp_path, capsys):
     assert maps[0] == maps[1]
 
 
+def test_images_of_one_name_keep_their_own_truth_and_figures(compared, tmp_path, monkeypatch):
+    root = write_coco(tmp_path / "coco", images_per_split=2)
+    annotations = root / "annotations/instances_val2017.json"
+    content = json.loads(annotations.read_text())
+    files = [root / "val2017" / folder / "1.png" for folder in "ab"]
+    for file, image in zip(files, content["images"], strict=True):
+        file.parent.mkdir()
+        (root / "val2017" / image["file_name"]).rename(file)
+        image["file_name"] = f"{file.parent.name}/1.png"
+    annotations.write_text(json.dumps(content))
+    run = RunFolder(compared[0] / "students/none-seed0")
+    run.config["data"]["root"] = str(root)
+    drawn = []
+    monkeypatch.setattr(command, "figures_of", lambda found, target, names: (drawn.append(target), {"x": Figure()})[1])
+    for images in ([], files):
+        drawn.clear()
+        written = command.inspect_run(run, None, images, tmp_path)
+        assert [int(target["image_id"]) for target in drawn] == [10, 11]
+        assert len(set(written)) == 2 and all(file.is_file() for file in written)
+    # Of a copy elsewhere nothing says which of the two it is.
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(files[0], "1.png")
+    command.inspect_run(run, None, [Path("1.png")], tmp_path)
+    assert drawn[-1] is None
+
+
 def test_untrained_heads_of_a_teacher_are_not_drawn(compared, tmp_path, monkeypatch):
     """A converted teacher may have backbone and FPN only; its features are shown, its detections mean nothing."""
     shown = []
@@ -152,3 +180,12 @@ def test_labels_stay_on_the_picture(corner):
     drawn, picture = label.get_window_extent(), axes.get_window_extent()
     assert picture.x0 - 1 <= drawn.x0 and drawn.x1 <= picture.x1 + 1
     assert picture.y0 - 1 <= drawn.y0 and drawn.y1 <= picture.y1 + 1
+
+
+def test_names_of_categories_are_no_formulas():
+    figure = Figure(figsize=(2, 2))
+    axes = figure.add_subplot()
+    target = {"boxes": torch.tensor([[4.0, 20.0, 40.0, 60.0]]), "labels": torch.tensor([1])}
+    boxes.draw_truth(axes, torch.zeros(3, 64, 64), target, {1: "$5 {note$"})
+    figure.draw_without_rendering()  # fails where it is parsed
+    assert axes.texts[0].get_text() == "$5 {note$"

@@ -360,6 +360,39 @@ def test_a_file_that_is_no_checkpoint_of_this_student_ends_with_a_sentence(coco_
                 main([command, "--config", path, "--ckpt_path", str(file), *options])
 
 
+def test_resuming_with_other_trained_parameters_ends_with_a_sentence(coco_root, tmp_path):
+    """The optimiser's state would not fit them, or silently be of others."""
+    run = tmp_path / "run"
+    path = write_config("retinanet", coco_root, run, trainer__max_epochs=1, trainer__limit_val_batches=0)
+    main(["fit", "--config", path])
+    fewer = "--model.student.options.trainable_backbone_layers=1"
+    for options, message in (
+        ([fewer], r"trained \d+ parameters, this run would train \d+; .*trainable_backbone_layers was None, is 1; "),
+        (
+            ["--model.loss=none"],
+            r"was trained with adapters on the levels 0 \(16 to 24 .*, this run has no adapters",
+        ),
+        (
+            ["--model.teacher.options.fpn_channels=20"],
+            r"was .*0 \(16 to 24 channels\).* has .*0 \(16 to 20 ",
+        ),
+    ):
+        for checkpoint in ("last", str(run / "checkpoints/last_epoch.ckpt")):
+            with pytest.raises(SystemExit, match=rf"kd: ckpt_path: {run}/checkpoints/last.*ckpt {message}"):
+                main(["fit", "--config", path, "--ckpt_path", checkpoint, "--trainer.max_epochs=2", *options])
+    # To evaluate it, none of that matters.
+    main(["validate", "--config", path, "--ckpt_path", "last", fewer, "--trainer.limit_val_batches=1"])
+
+
+@pytest.mark.parametrize(("before", "now"), [("sgd", "adamw"), ("adamw", "sgd")])
+def test_resuming_with_another_optimiser_ends_with_a_sentence(coco_root, tmp_path, before, now):
+    path = write_config("retinanet", coco_root, tmp_path / "run", trainer__max_epochs=1, trainer__limit_val_batches=0,
+                        model__loss="none", model__optimizer={"name": before, "lr": 1e-3})  # fmt: skip
+    main(["fit", "--config", path])
+    with pytest.raises(SystemExit, match=rf"kd: ckpt_path: .*last.*ckpt was trained with {before}, .* '{now}'"):
+        main(["fit", "--config", path, "--ckpt_path=last", "--trainer.max_epochs=2", f"--model.optimizer.name={now}"])
+
+
 def test_a_converted_teacher_is_measured_where_its_heads_were_converted(coco_root, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(teacher_check, "rank_zero_info", said.append)

@@ -76,24 +76,50 @@ cli.main(["fit", "--config", {path!r}])
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-def test_an_interrupt_waits_for_the_gradients_that_are_accumulated(coco_root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["training_step", "on_before_batch_transfer"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_gradients_that_are_accumulated(coco_root, tmp_path, monkeypatch, number, place):
+    """Whether it comes in a batch or while one is loaded."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     changes = {"trainer__accumulate_grad_batches": 2, "trainer__limit_val_batches": 0, "save_every": 50}
     main(["fit", "--config", write_config("retinanet", coco_root, whole, **changes)])
     path = write_config("retinanet", coco_root, broken, **changes)
-    step = DetectionTraining.training_step
+    original, sent = getattr(DetectionTraining, place), []
 
-    def interrupted(self, batch, batch_idx):
-        if self.current_epoch == 1 and batch_idx == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch, batch_idx)
+    def interrupted(self, *args, **kwargs):
+        if self.current_epoch == 1 and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(DetectionTraining, "training_step", interrupted)
+        patched.setattr(DetectionTraining, place, interrupted)
         main(["fit", "--config", path])
+    assert sent and signal.getsignal(signal.SIGTERM) == handlers[signal.SIGTERM]
+    signal.signal(signal.SIGINT, handlers[signal.SIGINT])
+    assert torch.load(broken / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
     main(["fit", "--config", path, "--ckpt_path", "last"])
     expected, resumed = (torch.load(run / "student_last.pth", weights_only=True) for run in (whole, broken))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_sigterm_does_not_wait_for_the_end_of_a_validation(coco_root, tmp_path, monkeypatch):
+    path = write_config("retinanet", coco_root, tmp_path / "run", trainer__accumulate_grad_batches=2)
+    original, seen = DetectionTraining.validation_step, []
+
+    def terminated(self, batch, batch_idx):
+        seen.append(batch_idx)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="143"):
+        patched.setattr(DetectionTraining, "validation_step", terminated)
+        main(["fit", "--config", path])
+    assert seen == [0, 1]  # of eight
+    main(["fit", "--config", path, "--ckpt_path", "last"])
+    assert (tmp_path / "run/student_last.pth").is_file()
 
 
 def test_non_finite_loss_names_the_images(coco_root, tmp_path, capsys):
@@ -210,7 +236,7 @@ def test_no_code_runs_from_a_checkpoint(coco_root, tmp_path, capsys, monkeypatch
         with pytest.raises(SystemExit, match="weights_only"):
             main([command, *arguments])
         with monkeypatch.context() as unchecked, pytest.raises(Exception, match="weights_only"):
-            unchecked.setattr(cli, "check_checkpoint", lambda *_: None)  # Lightning reads it no other way
+            unchecked.setattr(cli, "check_checkpoint", lambda *_, **options: None)  # Lightning reads it no other way
             main([command, *arguments])
     assert "code ran" not in capsys.readouterr().out
 
