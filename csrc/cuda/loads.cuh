@@ -24,7 +24,7 @@ class Loads {
     }
   }
 
-  // R pixels of x and y, on their way; of the general kernel in bits, since whoever converts them waits for them.
+  // R pixels of x and y, on their way.
   struct Vectors {
     Four<E> x[R / 4], y[R / 4];
     template <class P>
@@ -37,16 +37,14 @@ class Loads {
     }
   };
   struct Bits {
-    std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t> x[R] = {}, y[R] = {};
+    Word<T> x[R], y[R];
     template <class P>
     SSIM_DEVICE void put(int j, P of_x, P of_y) {
-      memcpy(&x[j], &of_x, sizeof(P)), memcpy(&y[j], &of_y, sizeof(P));
+      x[j] = bits_of(of_x), y[j] = bits_of(of_y);
     }
     template <class P>
     SSIM_DEVICE Pair<P> get(int j) const {
-      Pair<P> pair;
-      memcpy(&pair.u, &x[j], sizeof(P)), memcpy(&pair.v, &y[j], sizeof(P));
-      return pair;
+      return {element_of<P>(x[j]), element_of<P>(y[j])};
     }
   };
   using Pixels = std::conditional_t<K::lean, Vectors, Bits>;

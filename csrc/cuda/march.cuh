@@ -294,30 +294,36 @@ class March {
   // ---- weights and maps, of the general kernel ----
 
   struct Seeds {
-    T of[R];
+    Word<T> of[R];
   };
+  // As which one of type P is on its way: float64 does not fit into the words of float32.
+  template <class P>
+  using SeedOf = std::conditional_t<(sizeof(P) > sizeof(T)), T, P>;
 
-  // Those of a chunk's rows, on their way while rows are filtered.
+  // Those of a chunk's rows, on their way while rows are filtered. Of rows beyond the map those at its border: nobody
+  // asks for them.
   SSIM_DEVICE void fetch_seeds(int chunk, Seeds& seeds) const {
     if (!is_(kWeighs) || !is_(kHasPartials)) return;
-    const int first = b_.first_row(chunk) - kRadius;
+    const int first = b_.first_row(chunk) - kRadius - b_.launch.margin, last = b_.level.h - 2 * b_.launch.margin - 1;
     as_type(b_.args.seed.dtype, [&](auto seed) {
       using P = decltype(seed);
       const P* column = in_global_memory(static_cast<const P*>(b_.task_of(fresh_thread()).seed));
+      P taken[R];
 #pragma unroll
-      for (int j = 0; j < R; ++j) {
-        const int row = first + j;
-        seeds.of[j] = T(0);
-        if (row >= b_.piece.partial_row0 && row < b_.piece.partial_row1)
-          seeds.of[j] = static_cast<T>(column[(row - b_.launch.margin) * b_.level.seed.stride_h]);
-      }
+      for (int j = 0; j < R; ++j) taken[j] = column[larger(0, smaller(first + j, last)) * b_.level.seed.stride_h];
+#pragma unroll
+      for (int j = 0; j < R; ++j) seeds.of[j] = bits_of(static_cast<SeedOf<P>>(taken[j]));
     });
   }
 
   SSIM_DEVICE void keep_seeds(const Seeds& seeds) const {
     if (!is_(kWeighs)) return;
+    as_type(b_.args.seed.dtype, [&](auto seed) {
+      using P = SeedOf<decltype(seed)>;
 #pragma unroll
-    for (int j = 0; j < R; ++j) b_.seeds[j * b_.threads + fresh_thread()] = seeds.of[j];
+      for (int j = 0; j < R; ++j)
+        b_.seeds[j * b_.threads + fresh_thread()] = static_cast<T>(element_of<P>(seeds.of[j]));
+    });
   }
 
   SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, int j, int row, bool own_row) {
