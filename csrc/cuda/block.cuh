@@ -163,9 +163,7 @@ struct Block {
     Four<T>* const end = reinterpret_cast<Four<T>*>(cells + (threads + 2 * kMargin) * kCellRows);
 #pragma unroll 4
     for (Four<T>* at = begin + thread; at < end; at += threads) *at = {};
-    if constexpr (kMayMirror) {
-      if (mirror) tables->folded.fill(launch.taps, level.h);
-    }
+    if constexpr (kMayMirror) tables->folded.fill(launch.taps, level.h, mirror);
     __syncthreads();
   }
 

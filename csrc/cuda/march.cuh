@@ -245,9 +245,7 @@ class March {
 
   // With which the partials of a row go into their filter, be it near a border or not.
   SSIM_DEVICE const T* taps_of(int row) const {
-    if constexpr (Block<K>::kMayMirror) {
-      if (b_.mirror) return b_.tables->folded.of(row, b_.level.h);
-    }
+    if constexpr (Block<K>::kMayMirror) return b_.tables->folded.of(row, b_.level.h);
     return b_.launch.taps;
   }
 
@@ -328,8 +326,11 @@ class March {
 
   SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, int j, int row, bool own_row) {
     if (own_row && is_(kWritesMap)) {
-      const View map{b_.task_of(fresh_thread()).map, 0, 0, 0, 0, b_.args.map.dtype};
-      store_any(map, (row - b_.launch.margin) * b_.level.map.stride_h, value);
+      as_pixels<T>(b_.args.map.dtype, [&](auto pixel) {
+        using P = decltype(pixel);
+        P* const column = in_global_memory(static_cast<P*>(b_.task_of(fresh_thread()).map));
+        column[(row - b_.launch.margin) * b_.level.map.stride_h] = static_cast<P>(value);
+      });
     }
     if (!is_(kWeighs)) return;
     const T seed = b_.seeds[j * b_.threads + fresh_thread()];

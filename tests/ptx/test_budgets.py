@@ -119,7 +119,7 @@ def test_rows_that_are_on_their_way_are_not_waited_for():
     assert not waits, f"{len(waits)}, the first of them: {waits[:3]}"
 
 
-@pytest.mark.parametrize("source", ["march_lean_same.cu", "march_lean_reflect.cu"])
+@pytest.mark.parametrize("source", ["march_lean_same.cu", "march_lean_reflect.cu", "march_general_float.cu"])
 def test_pixels_are_known_to_be_in_global_memory(source):
     """Of an access to no memory by name, a device finds out each time which it is, and ptxas moves nothing past it."""
     text = compiled.ptx_of(building.ROOT / "csrc" / "cuda" / source)
