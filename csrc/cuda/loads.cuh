@@ -110,6 +110,8 @@ class Loads {
       return l1_sum_;
   }
 
+  SSIM_DEVICE static T magnitude(T value) { return value < T(0) ? -value : value; }
+
  private:
   SSIM_DEVICE Task<E> task_at(int local) const {
     const Column at = column_at(b_.piece, b_.level, local);
@@ -271,15 +273,14 @@ class Loads {
   SSIM_DEVICE void keep_column(int local, int chunk, const Pixels& pixels, bool own) {
     const Column at = column_at(b_.piece, b_.level, local);
     const int first = b_.first_row(chunk), count = b_.piece.load_end - first;
-    const bool sums_l1 = is_(kSumsL1) && own;
+    const bool sums_l1 = is_(kSumsL1) && own && (K::lean || !is_(kWeighs));  // else March::weigh does
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       if (j >= count) continue;  // nobody would read them
       const Pair<P> pixel = pixels.template get<P>(j);
       const Pair<T> pair = rescaled(static_cast<T>(pixel.u), static_cast<T>(pixel.v), at.map);
       b_.ring_line(chunk * R + j)[local] = pair;
-      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1)
-        l1_sum() += magnitude(pair.v) * b_.seed_at(at.map, first + j, at.column);
+      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1) l1_sum() += magnitude(pair.v);
     }
   }
 
@@ -291,8 +292,6 @@ class Loads {
     fetch_row(task, chunk, pixels);
     keep_row(task, local, chunk, pixels, false);
   }
-
-  SSIM_DEVICE static T magnitude(T value) { return value < T(0) ? -value : value; }
 
   SSIM_DEVICE Pair<T> rescaled(T x, T y, uint32_t map) const {
     return is_(kRescales) ? pair_of<true>(x, y, map) : pair_of<false>(x, y, map);

@@ -334,7 +334,11 @@ class March {
     }
     if (!is_(kWeighs)) return;
     const T seed = b_.seeds[j * b_.threads + fresh_thread()];
-    if (own_row && is_(kOwnsColumn)) seed_sum_ += seed;
+    if (own_row && is_(kOwnsColumn)) {
+      seed_sum_ += seed;
+      if (is_(kSumsL1))
+        loads_.l1_sum() += Loads<K>::magnitude(b_.ring_line(row - b_.piece.first_row)[fresh_thread()].v) * seed;
+    }
     value *= seed;
     if constexpr (K::sides != 0) {
 #pragma unroll
@@ -397,6 +401,8 @@ class March {
       keep_gradient<vectors>(gradient, pairs, chunk);
     } else {
       const Column at = column_at(b_.piece, b_.level, local);
+      T l1[R] = {};
+      if (b_.level.l1 != T(0)) l1_gradients(at, row, pairs, l1);
 #pragma unroll
       for (int o = 0; o < R; ++o) {
         const int column = at.column + o;
@@ -405,13 +411,20 @@ class March {
         T of_u = sums[o][0] + pair.u * sums[o][2], of_v = sums[o][1] + pair.v * sums[o][3];
         if constexpr (K::separate) of_u += pair.v * sums[o][4], of_v += pair.u * sums[o][4];
         if (b_.mirror && is_(kHalves) && (column == 0 || column == b_.level.w - 1)) of_u *= T(0.5), of_v *= T(0.5);
-        T l1 = T(0);
-        if (b_.level.l1 != T(0)) l1 = sign(pair.v) * b_.level.l1 * b_.seed_at(at.map, row, column);
-        const T of_x = (of_u + of_v) * by_x + l1, of_y = (of_u - of_v) * by_y - l1;
+        const T of_x = (of_u + of_v) * by_x + l1[o], of_y = (of_u - of_v) * by_y - l1[o];
         if (b_.args.range_sums) track(of_x, of_y, pair);
         pairs[o] = {of_x, of_y};
       }
     }
+  }
+
+  // Of |x - y| by x, for R pixels of a row.
+  SSIM_DEVICE void l1_gradients(const Column& at, int row, const Pair<T>* pairs, T (&l1)[R]) const {
+#pragma unroll
+    for (int o = 0; o < R; ++o) l1[o] = T(1);
+    if (is_(kWeighs)) b_.load_seeds(at, row, l1);
+#pragma unroll
+    for (int o = 0; o < R; ++o) l1[o] *= sign(pairs[o].v) * b_.level.l1;
   }
 
   SSIM_DEVICE static T sign(T v) { return v > T(0) ? T(1) : v < T(0) ? T(-1) : v * T(0); }  // a NaN stays

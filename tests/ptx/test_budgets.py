@@ -98,7 +98,7 @@ def test_rows_that_are_on_their_way_are_not_waited_for():
     """In the general kernel nothing takes, where it is loaded, what a chunk fetches of x, y or the weight: only that
     zeros stand above 16 bits is said, which a load sees to."""
     text = compiled.ptx_of(building.ROOT / "csrc" / "cuda" / "march_general_float.cu")
-    fetched, waits = 0, []
+    fetched, waits, one_by_one = 0, [], []
     for kernel in entries(text):
         on_their_way: dict[str, str] = {}
         program = parse(text, kernel)
@@ -111,11 +111,14 @@ def test_rows_that_are_on_their_way_are_not_waited_for():
                 read = re.findall(r"%\w+", " ".join(operands[1:]))
                 waits += [f"{on_their_way[r]} {instruction.text}" for r in read if r in on_their_way]
             place = next((place for place in instruction.place if place[0].endswith(".cuh")), ("", 0))
+            if opcode[:2] == ("ld", "global") and place[0] == "elements.cuh":  # load_any, which converts
+                one_by_one += [p for p in instruction.place[:-1] if p[0] in ("loads.cuh", "march.cuh")][:1]
             narrow = opcode[:2] == ("ld", "global") and opcode[-1] != "f64"  # as a weight of float32 pixels may be
             if narrow and place[0] in ("loads.cuh", "march.cuh"):
                 fetched += 1
                 on_their_way[operands[0]] = f"{place}: {instruction.text}"
     assert fetched > 8 * (2 + 1) * 3
+    assert not one_by_one, f"each is waited for before the next one: {set(one_by_one)}"
     assert not waits, f"{len(waits)}, the first of them: {waits[:3]}"
 
 
