@@ -57,8 +57,8 @@ PLANS = {
     "packed, three": 362,
     "packed, six": 442,
     # Decides type, padding, weight and form while it runs.
-    "general": 350,
-    "weighted": 383,
+    "general": 349,
+    "weighted": 377,
     "value": 177,
 }
 
@@ -91,7 +91,8 @@ def test_spills_of_float64_do_not_grow():
     """Filters of eight or ten quantities alone take 160 or 200 registers of 255 there."""
     kernels = sorted(general_kernels(90, "march_general_double.cu"), key=lambda resources: resources.stack_bytes)
     assert [resources.stack_bytes for resources in kernels[:2]] == [0, 0], "those without a gradient"
-    assert kernels[2].stack_bytes <= 48 and kernels[3].stack_bytes <= 256
+    assert kernels[2].stack_bytes <= 48 and kernels[3].stack_bytes <= 296
+    assert kernels[2].spill_bytes <= 272 and kernels[3].spill_bytes <= 1300  # a stack may grow by slots seldom used
 
 
 def test_rows_that_are_on_their_way_are_not_waited_for():

@@ -79,6 +79,23 @@ def test_general_kernel(padding):
     check(GENERAL, (1, 2, 20, 27), both=True, padding=padding)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 61, 301), (2, 5, 13, 19)], ids=["strips", "several in a block"])
+@pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
+def test_maps_and_their_gradients_of_16_bits(padding, shape):
+    x, y = (t.to(torch.bfloat16).requires_grad_() for t in pair(shape))
+    upstream = torch.rand_like(judge.ssim(x.detach().double(), y.detach().double(), reduction="none", padding=padding))
+    with compiled.interpreted(GENERAL, [x, y, upstream := upstream.to(x.dtype)]):
+        ssim_map = fused_ssim.ssim(x, y, reduction="none", padding=padding, backend=emulated.NAME)
+        ssim_map.backward(upstream)
+    a, b = (t.detach().double().requires_grad_() for t in (x, y))
+    expected = judge.ssim(a, b, reduction="none", padding=padding)
+    expected.backward(upstream.double())
+    limit = judge.tolerance(x.dtype)
+    assert_close(ssim_map, expected, limit.value, "map")
+    assert_close(x.grad, a.grad, limit.gradient, "gradient by x")
+    assert_close(y.grad, b.grad, limit.gradient, "gradient by y")
+
+
 @pytest.mark.parametrize("width", [20, 27])
 def test_extremes_of_a_tensor(width):
     """Several blocks look for them and settle what they receive, with accesses of four pixels and without."""
