@@ -142,9 +142,17 @@ struct Block {
       return load_any<T>(view, offset);
   }
 
-  SSIM_DEVICE T seed_at(uint32_t map, int row, int column) const {
-    if (K::lean || !args.seed.data) return T(1);
-    return load_any<T>(args.seed, offset_of(args.seed, map, row, column));
+  // Weights of R neighbouring pixels of a row, all asked for before the first is waited for.
+  SSIM_DEVICE void load_seeds(const Column& at, int row, T (&seeds_of_row)[R]) const {
+    as_type(args.seed.dtype, [&](auto seed) {
+      using P = decltype(seed);
+      const P* const line = static_cast<const P*>(args.seed.data) + offset_of(args.seed, at.map, row, 0);
+      P taken[R];
+#pragma unroll
+      for (int o = 0; o < R; ++o) taken[o] = line[smaller(at.column + o, level.w - 1) * level.seed.stride_w];
+#pragma unroll
+      for (int o = 0; o < R; ++o) seeds_of_row[o] = static_cast<T>(taken[o]);
+    });
   }
 
   // Fills shared memory. Margins and gaps between maps stay zero from here on: nobody writes there.
@@ -163,9 +171,7 @@ struct Block {
     Four<T>* const end = reinterpret_cast<Four<T>*>(cells + (threads + 2 * kMargin) * kCellRows);
 #pragma unroll 4
     for (Four<T>* at = begin + thread; at < end; at += threads) *at = {};
-    if constexpr (kMayMirror) {
-      if (mirror) tables->folded.fill(launch.taps, level.h);
-    }
+    if constexpr (kMayMirror) tables->folded.fill(launch.taps, level.h, mirror);
     __syncthreads();
   }
 

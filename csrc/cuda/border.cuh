@@ -31,7 +31,8 @@ SSIM_DEVICE T folded_tap(const T* taps, int to, int from, int length) {
   return sum;
 }
 
-// The taps with which each row of a mirrored map goes into the vertical filter of the partials: folded near both ends.
+// The taps with which each row of a map goes into the vertical filter of the partials: folded near both ends if it is
+// mirrored. Else they are those of the launch, here too: a pointer to either would be to no memory by name.
 template <class T>
 class FoldedTaps {
  public:
@@ -40,11 +41,12 @@ class FoldedTaps {
     return taps_[row < kRadius ? row : row < length - kRadius ? 2 * kRadius : row - length + 2 * kRadius];
   }
 
-  SSIM_DEVICE void fill(const T* window, int length) {
+  SSIM_DEVICE void fill(const T* window, int length, bool mirror) {
     for (unsigned i = threadIdx.x; i < (2 * kRadius + 1) * kTaps; i += blockDim.x) {
       const int entry = static_cast<int>(i / kTaps), k = static_cast<int>(i % kTaps);
       const int row = entry < kRadius ? entry : length - 2 * kRadius + entry;
-      taps_[entry][k] = entry == 2 * kRadius ? window[k] : folded_tap(window, row + k - kRadius, row, length);
+      taps_[entry][k] =
+          entry == 2 * kRadius || !mirror ? window[k] : folded_tap(window, row + k - kRadius, row, length);
     }
   }
 

@@ -40,6 +40,28 @@ SSIM_DEVICE void as_pixels(DType dtype, const Use& use) {
     use(c10::BFloat16());
 }
 
+// Elements as they came, in words of a register or two: whoever converts them waits for them. Above 16 bits stand
+// zeros, as a load leaves them.
+template <class T>
+using Word = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
+template <class P>
+using BitsOf = std::conditional_t<sizeof(P) == 2, uint16_t, Word<P>>;
+
+template <class P>
+SSIM_DEVICE BitsOf<P> bits_of(P element) {
+  BitsOf<P> bits;
+  memcpy(&bits, &element, sizeof(P));
+  return bits;
+}
+
+template <class P>
+SSIM_DEVICE P element_of(uint64_t word) {
+  const BitsOf<P> bits = static_cast<BitsOf<P>>(word);
+  P element;
+  memcpy(&element, &bits, sizeof(P));
+  return element;
+}
+
 SSIM_DEVICE int64_t bytes_of_element(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }

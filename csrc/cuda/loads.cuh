@@ -24,7 +24,7 @@ class Loads {
     }
   }
 
-  // R pixels of x and y, on their way; of the general kernel in bits, since whoever converts them waits for them.
+  // R pixels of x and y, on their way.
   struct Vectors {
     Four<E> x[R / 4], y[R / 4];
     template <class P>
@@ -37,16 +37,14 @@ class Loads {
     }
   };
   struct Bits {
-    std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t> x[R] = {}, y[R] = {};
+    Word<T> x[R], y[R];
     template <class P>
     SSIM_DEVICE void put(int j, P of_x, P of_y) {
-      memcpy(&x[j], &of_x, sizeof(P)), memcpy(&y[j], &of_y, sizeof(P));
+      x[j] = bits_of(of_x), y[j] = bits_of(of_y);
     }
     template <class P>
     SSIM_DEVICE Pair<P> get(int j) const {
-      Pair<P> pair;
-      memcpy(&pair.u, &x[j], sizeof(P)), memcpy(&pair.v, &y[j], sizeof(P));
-      return pair;
+      return {element_of<P>(x[j]), element_of<P>(y[j])};
     }
   };
   using Pixels = std::conditional_t<K::lean, Vectors, Bits>;
@@ -110,6 +108,8 @@ class Loads {
     else
       return l1_sum_;
   }
+
+  SSIM_DEVICE static T magnitude(T value) { return value < T(0) ? -value : value; }
 
  private:
   SSIM_DEVICE Task<E> task_at(int local) const {
@@ -261,15 +261,14 @@ class Loads {
   SSIM_DEVICE void keep_column(int thread, int chunk, const Pixels& pixels) {
     const Column at = column_at(b_.piece, b_.level, thread);
     const int first = b_.first_row(chunk), count = b_.piece.load_end - first;
-    const bool sums_l1 = is_(kSumsL1) && is_(kOwnsColumn);
+    const bool sums_l1 = is_(kSumsL1) && is_(kOwnsColumn) && (K::lean || !is_(kWeighs));  // else March::weigh does
 #pragma unroll
     for (int j = 0; j < R; ++j) {
       if (j >= count) continue;  // nobody would read them
       const Pair<P> pixel = pixels.template get<P>(j);
       const Pair<T> pair = rescaled(static_cast<T>(pixel.u), static_cast<T>(pixel.v), at.map);
       b_.ring_line(chunk * R + j)[thread] = pair;
-      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1)
-        l1_sum() += magnitude(pair.v) * b_.seed_at(at.map, first + j, at.column);
+      if (sums_l1 && first + j >= b_.piece.row0 && first + j < b_.piece.row1) l1_sum() += magnitude(pair.v);
     }
   }
 
@@ -305,8 +304,6 @@ class Loads {
     fetch_row(task, chunk, pixels);
     keep_row(task, local, chunk, pixels, false);
   }
-
-  SSIM_DEVICE static T magnitude(T value) { return value < T(0) ? -value : value; }
 
   SSIM_DEVICE Pair<T> rescaled(T x, T y, uint32_t map) const {
     return is_(kRescales) ? pair_of<true>(x, y, map) : pair_of<false>(x, y, map);

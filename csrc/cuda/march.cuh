@@ -245,9 +245,7 @@ class March {
 
   // With which the partials of a row go into their filter, be it near a border or not.
   SSIM_DEVICE const T* taps_of(int row) const {
-    if constexpr (Block<K>::kMayMirror) {
-      if (b_.mirror) return b_.tables->folded.of(row, b_.level.h);
-    }
+    if constexpr (Block<K>::kMayMirror) return b_.tables->folded.of(row, b_.level.h);
     return b_.launch.taps;
   }
 
@@ -294,40 +292,53 @@ class March {
   // ---- weights and maps, of the general kernel ----
 
   struct Seeds {
-    T of[R];
+    Word<T> of[R];
   };
+  // As which one of type P is on its way: float64 does not fit into the words of float32.
+  template <class P>
+  using SeedOf = std::conditional_t<(sizeof(P) > sizeof(T)), T, P>;
 
-  // Those of a chunk's rows, on their way while rows are filtered.
+  // Those of a chunk's rows, on their way while rows are filtered. Of rows beyond the map those at its border: nobody
+  // asks for them.
   SSIM_DEVICE void fetch_seeds(int chunk, Seeds& seeds) const {
     if (!is_(kWeighs) || !is_(kHasPartials)) return;
-    const int first = b_.first_row(chunk) - kRadius;
+    const int first = b_.first_row(chunk) - kRadius - b_.launch.margin, last = b_.level.h - 2 * b_.launch.margin - 1;
     as_type(b_.args.seed.dtype, [&](auto seed) {
       using P = decltype(seed);
       const P* column = in_global_memory(static_cast<const P*>(b_.task_of(fresh_thread()).seed));
+      P taken[R];
 #pragma unroll
-      for (int j = 0; j < R; ++j) {
-        const int row = first + j;
-        seeds.of[j] = T(0);
-        if (row >= b_.piece.partial_row0 && row < b_.piece.partial_row1)
-          seeds.of[j] = static_cast<T>(column[(row - b_.launch.margin) * b_.level.seed.stride_h]);
-      }
+      for (int j = 0; j < R; ++j) taken[j] = column[larger(0, smaller(first + j, last)) * b_.level.seed.stride_h];
+#pragma unroll
+      for (int j = 0; j < R; ++j) seeds.of[j] = bits_of(static_cast<SeedOf<P>>(taken[j]));
     });
   }
 
   SSIM_DEVICE void keep_seeds(const Seeds& seeds) const {
     if (!is_(kWeighs) || !is_(kHasPartials)) return;
+    as_type(b_.args.seed.dtype, [&](auto seed) {
+      using P = SeedOf<decltype(seed)>;
 #pragma unroll
-    for (int j = 0; j < R; ++j) b_.seeds[j * b_.threads + fresh_thread()] = seeds.of[j];
+      for (int j = 0; j < R; ++j)
+        b_.seeds[j * b_.threads + fresh_thread()] = static_cast<T>(element_of<P>(seeds.of[j]));
+    });
   }
 
   SSIM_DEVICE void weigh(T (&partials)[K::partials], T& value, int j, int row, bool own_row) {
     if (own_row && is_(kWritesMap)) {
-      const View map{b_.task_of(fresh_thread()).map, 0, 0, 0, 0, b_.args.map.dtype};
-      store_any(map, (row - b_.launch.margin) * b_.level.map.stride_h, value);
+      as_pixels<T>(b_.args.map.dtype, [&](auto pixel) {
+        using P = decltype(pixel);
+        P* const column = in_global_memory(static_cast<P*>(b_.task_of(fresh_thread()).map));
+        column[(row - b_.launch.margin) * b_.level.map.stride_h] = static_cast<P>(value);
+      });
     }
     if (!is_(kWeighs)) return;
     const T seed = b_.seeds[j * b_.threads + fresh_thread()];
-    if (own_row && is_(kOwnsColumn)) seed_sum_ += seed;
+    if (own_row && is_(kOwnsColumn)) {
+      seed_sum_ += seed;
+      if (is_(kSumsL1))
+        loads_.l1_sum() += Loads<K>::magnitude(b_.ring_line(row - b_.piece.first_row)[fresh_thread()].v) * seed;
+    }
     value *= seed;
     if constexpr (K::sides != 0) {
 #pragma unroll
@@ -390,6 +401,8 @@ class March {
       keep_gradient<vectors>(gradient, pairs, chunk);
     } else {
       const Column at = column_at(b_.piece, b_.level, local);
+      T l1[R] = {};
+      if (b_.level.l1 != T(0)) l1_gradients(at, row, pairs, l1);
 #pragma unroll
       for (int o = 0; o < R; ++o) {
         const int column = at.column + o;
@@ -398,13 +411,20 @@ class March {
         T of_u = sums[o][0] + pair.u * sums[o][2], of_v = sums[o][1] + pair.v * sums[o][3];
         if constexpr (K::separate) of_u += pair.v * sums[o][4], of_v += pair.u * sums[o][4];
         if (b_.mirror && is_(kHalves) && (column == 0 || column == b_.level.w - 1)) of_u *= T(0.5), of_v *= T(0.5);
-        T l1 = T(0);
-        if (b_.level.l1 != T(0)) l1 = sign(pair.v) * b_.level.l1 * b_.seed_at(at.map, row, column);
-        const T of_x = (of_u + of_v) * by_x + l1, of_y = (of_u - of_v) * by_y - l1;
+        const T of_x = (of_u + of_v) * by_x + l1[o], of_y = (of_u - of_v) * by_y - l1[o];
         if (b_.args.range_sums) track(of_x, of_y, pair);
         pairs[o] = {of_x, of_y};
       }
     }
+  }
+
+  // Of |x - y| by x, for R pixels of a row.
+  SSIM_DEVICE void l1_gradients(const Column& at, int row, const Pair<T>* pairs, T (&l1)[R]) const {
+#pragma unroll
+    for (int o = 0; o < R; ++o) l1[o] = T(1);
+    if (is_(kWeighs)) b_.load_seeds(at, row, l1);
+#pragma unroll
+    for (int o = 0; o < R; ++o) l1[o] *= sign(pairs[o].v) * b_.level.l1;
   }
 
   SSIM_DEVICE static T sign(T v) { return v > T(0) ? T(1) : v < T(0) ? T(-1) : v * T(0); }  // a NaN stays

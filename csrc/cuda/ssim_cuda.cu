@@ -252,11 +252,14 @@ void scale_cuda(const std::vector<ScaleCall>& calls, const void* factor, DType f
     int64_t most_rows = 0;
     for (int32_t i = 0; i < args.count; ++i) {
       const ScaleCall& call = calls[begin + i];
-      args.tensors[i] = {call.grad, call.n, call.c * call.h, call.c, call.w, is_dense(call), call.divisor};
+      args.tensors[i] = {call.grad, call.n, call.c * call.h, call.c, call.w, is_dense(call), 1, call.divisor};
       most_rows = std::max(most_rows, call.n * call.c * call.h * std::max<int64_t>(1, call.w / kRow));
     }
-    const int64_t blocks = std::clamp<int64_t>(most_rows * 32 / kScaleThreads, 1, 8 * context.limits.multiprocessors);
+    const int64_t blocks =
+        std::clamp<int64_t>(most_rows * 32 / kScaleThreads, 1, 2 * kScaleBlocks * context.limits.multiprocessors);
     args.blocks_per_tensor = static_cast<uint32_t>(blocks);
+    for (int32_t i = 0; i < args.count; ++i)  // (no sample is left over: there are n places for n, or one part of each)
+      args.tensors[i].parts = static_cast<uint32_t>(std::max<int64_t>(1, blocks / args.tensors[i].n));
     launch(scale, blocks * args.count, kScaleThreads, 0, context.stream, args);
   }
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cuda_emulator import building
 from ptx import compiled
+from ptx.program import entries, parse
 
 SPECIFICATION = importlib.util.spec_from_file_location("static_cost", building.ROOT / "benchmarks" / "static_cost.py")
 static_cost = importlib.util.module_from_spec(SPECIFICATION)
@@ -56,8 +57,8 @@ PLANS = {
     "packed, three": 362,
     "packed, six": 442,
     # Decides type, padding, weight and form while it runs.
-    "general": 350,
-    "weighted": 383,
+    "general": 349,
+    "weighted": 377,
     "value": 177,
 }
 
@@ -90,10 +91,39 @@ def test_spills_of_float64_do_not_grow():
     """Filters of eight or ten quantities alone take 160 or 200 registers of 255 there."""
     kernels = sorted(general_kernels(90, "march_general_double.cu"), key=lambda resources: resources.stack_bytes)
     assert [resources.stack_bytes for resources in kernels[:2]] == [0, 0], "those without a gradient"
-    assert kernels[2].stack_bytes <= 64 and kernels[3].stack_bytes <= 288
+    assert kernels[2].stack_bytes <= 48 and kernels[3].stack_bytes <= 296
+    assert kernels[2].spill_bytes <= 272 and kernels[3].spill_bytes <= 1320  # a stack may grow by slots seldom used
 
 
-@pytest.mark.parametrize("source", ["march_lean_same.cu", "march_lean_reflect.cu"])
+def test_rows_that_are_on_their_way_are_not_waited_for():
+    """In the general kernel nothing takes, where it is loaded, what a chunk fetches of x, y or the weight: only that
+    zeros stand above 16 bits is said, which a load sees to."""
+    text = compiled.ptx_of(building.ROOT / "csrc" / "cuda" / "march_general_float.cu")
+    fetched, waits, one_by_one = 0, [], []
+    for kernel in entries(text):
+        on_their_way: dict[str, str] = {}
+        program = parse(text, kernel)
+        ends = set(program.labels.values())
+        for i, instruction in enumerate(program.instructions):
+            if i in ends:
+                on_their_way = {}
+            opcode, operands = instruction.opcode, instruction.operands
+            if opcode[0] != "cvt" or opcode[1:] != ("u32", "u16"):
+                read = re.findall(r"%\w+", " ".join(operands[1:]))
+                waits += [f"{on_their_way[r]} {instruction.text}" for r in read if r in on_their_way]
+            place = next((place for place in instruction.place if place[0].endswith(".cuh")), ("", 0))
+            if opcode[:2] == ("ld", "global") and place[0] == "elements.cuh":  # load_any, which converts
+                one_by_one += [p for p in instruction.place[:-1] if p[0] in ("loads.cuh", "march.cuh")][:1]
+            narrow = opcode[:2] == ("ld", "global") and opcode[-1] != "f64"  # as a weight of float32 pixels may be
+            if narrow and place[0] in ("loads.cuh", "march.cuh"):
+                fetched += 1
+                on_their_way[operands[0]] = f"{place}: {instruction.text}"
+    assert fetched > 8 * (2 + 1) * 3
+    assert not one_by_one, f"each is waited for before the next one: {set(one_by_one)}"
+    assert not waits, f"{len(waits)}, the first of them: {waits[:3]}"
+
+
+@pytest.mark.parametrize("source", ["march_lean_same.cu", "march_lean_reflect.cu", "march_general_float.cu"])
 def test_pixels_are_known_to_be_in_global_memory(source):
     """Of an access to no memory by name, a device finds out each time which it is, and ptxas moves nothing past it."""
     text = compiled.ptx_of(building.ROOT / "csrc" / "cuda" / source)

@@ -79,6 +79,23 @@ def test_general_kernel(padding):
     check(GENERAL, (1, 2, 20, 27), both=True, padding=padding)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 61, 301), (2, 5, 13, 19)], ids=["strips", "several in a block"])
+@pytest.mark.parametrize("padding", ["same", "reflect", "valid"])
+def test_maps_and_their_gradients_of_16_bits(padding, shape):
+    x, y = (t.to(torch.bfloat16).requires_grad_() for t in pair(shape))
+    upstream = torch.rand_like(judge.ssim(x.detach().double(), y.detach().double(), reduction="none", padding=padding))
+    with compiled.interpreted(GENERAL, [x, y, upstream := upstream.to(x.dtype)]):
+        ssim_map = fused_ssim.ssim(x, y, reduction="none", padding=padding, backend=emulated.NAME)
+        ssim_map.backward(upstream)
+    a, b = (t.detach().double().requires_grad_() for t in (x, y))
+    expected = judge.ssim(a, b, reduction="none", padding=padding)
+    expected.backward(upstream.double())
+    limit = judge.tolerance(x.dtype)
+    assert_close(ssim_map, expected, limit.value, "map")
+    assert_close(x.grad, a.grad, limit.gradient, "gradient by x")
+    assert_close(y.grad, b.grad, limit.gradient, "gradient by y")
+
+
 @pytest.mark.parametrize("width", [20, 27])
 def test_extremes_of_a_tensor(width):
     """Several blocks look for them and settle what they receive, with accesses of four pixels and without."""
@@ -119,3 +136,22 @@ def test_an_access_to_one_element_too_many_is_seen(side, width):
     size = 4 * (x.numel() - 1)
     with pytest.raises(memory.AccessError, match=f"of a buffer of {size}"), compiled.interpreted(LEAN, told):
         fused_ssim.ssim_loss(x, y, reduction="sum", backend=emulated.NAME)
+
+
+def test_scaling_shares_its_work():
+    """Blocks share out the samples, and each thread has several accesses on their way."""
+    grads, factor = [torch.rand(64, 3, 8, 8).half()], torch.rand(1, 64)
+    expected = grads[0].double() * factor.double().reshape(64, 1, 1, 1)
+    with compiled.interpreted(("ssim_cuda.cu",), [*grads, factor]) as kernels_run:
+        torch.ops.fused_ssim_emulated.scale_(grads, factor, [1.0])
+    assert_close(grads[0], expected, judge.tolerance(torch.float16).gradient, "scaled gradient")
+    (run,) = kernels_run.values()
+    factors_of_a_thread = run.instructions["div.f64"] / (run.blocks * run.block)
+    assert factors_of_a_thread == 64 / run.blocks
+    loads, most = 0, 0
+    for instruction in run.program.instructions:
+        memory_of = instruction.opcode[:2]
+        loads = loads + 1 if memory_of == ("ld", "global") and "v4" in instruction.opcode else loads
+        loads = 0 if memory_of == ("st", "global") else loads
+        most = max(most, loads)
+    assert most >= 4

@@ -8,6 +8,7 @@ from fused_ssim import ops
 
 GRADS = {
     "dense": torch.rand(2, 3, 16, 20),
+    "more than all blocks take at once": torch.rand(1, 1, 170, 601),
     "odd": torch.rand(3, 5, 7, 3),
     "channels last": torch.rand(2, 6, 9, 11).to(memory_format=torch.channels_last),
     "samples inside": torch.rand(5, 2, 6, 7).transpose(0, 1),
