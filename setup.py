@@ -27,9 +27,9 @@ SOURCES = [
 CUDA_HOST_SOURCES = ["csrc/ops_cuda.cpp"]
 CUDA_SOURCES = [  # those that take nvcc longest first
     "csrc/cuda/march_lean_same.cu",
+    "csrc/cuda/march_general_float.cu",
     "csrc/cuda/march_lean_reflect.cu",
     "csrc/cuda/march_general_double.cu",
-    "csrc/cuda/march_general_float.cu",
     "csrc/cuda/ssim_cuda.cu",
 ]
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
