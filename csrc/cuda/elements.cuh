@@ -62,7 +62,7 @@ SSIM_DEVICE P element_of(uint64_t word) {
   return element;
 }
 
-SSIM_DEVICE int64_t bytes_of_element(DType dtype) {
+SSIM_HD int64_t bytes_of_element(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 

@@ -33,18 +33,10 @@ MarchKernel<T> choose_kernel(const Problem& p, const std::vector<Level>& levels)
   }
 }
 
-int64_t bytes_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32: return 4;
-    case DType::kFloat64: return 8;
-    default: return 2;
-  }
-}
-
 // Whether each aligned four pixels of a row can be accessed as one.
 bool has_vectors(const View& view, int64_t w) {
   return view.stride_w == 1 && w % 4 == 0 && view.stride_h % 4 == 0 && view.stride_c % 4 == 0 &&
-         view.stride_n % 4 == 0 && reinterpret_cast<uintptr_t>(view.data) % (4 * bytes_of(view.dtype)) == 0;
+         view.stride_n % 4 == 0 && reinterpret_cast<uintptr_t>(view.data) % (4 * bytes_of_element(view.dtype)) == 0;
 }
 
 // Whether a sample's pixels lie behind one another, in whatever order of its axes.
@@ -246,7 +238,7 @@ void scale_cuda(const std::vector<ScaleCall>& calls, const void* factor, DType f
   for (size_t begin = 0; begin < calls.size(); begin += kMaxScaled) {
     ScaleArgs args{};
     args.count = static_cast<int32_t>(std::min<size_t>(kMaxScaled, calls.size() - begin));
-    args.factor = static_cast<const char*>(factor) + begin * factor_stride * bytes_of(factor_dtype);
+    args.factor = static_cast<const char*>(factor) + begin * factor_stride * bytes_of_element(factor_dtype);
     args.factor_dtype = factor_dtype;
     args.factor_stride = factor_stride, args.sample_stride = sample_stride;
     int64_t most_rows = 0;
